@@ -244,7 +244,7 @@ def _requester(
 
     data: what the run reads.
     """
-    from fourm.inputs.request import DETOKENIZER_STEPS, Request, parse_world
+    from fourm.inputs.request import Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
     folder = _choose_folder(writing, out, world.size, data)
@@ -256,7 +256,8 @@ def _requester(
         attention=machine.attention, compile=machine.compile_blocks, decode=writing.decode,
         preview=writing.preview, blend=writing.blend,
         restore=writing.restore,
-        detokenizer_steps=writing.detokenizer_steps or settings.detokenizer_steps or DETOKENIZER_STEPS,
+        detokenizer_steps=writing.detokenizer_steps or settings.detokenizer_steps,
+        detokenizer_solver=writing.detokenizer_solver or settings.detokenizer_solver,
     )  # fmt: skip
 
 
@@ -315,6 +316,7 @@ def _repeat(
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
             compile=record.compile,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
+            detokenizer_solver=record.detokenizer_solver,
             blend=record.blend, fit=record.fit, restore=record.restore,
         )
         for record, model, chain, samples in runs

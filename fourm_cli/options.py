@@ -172,7 +172,10 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
     "detokenizer_steps": option(
         "Steps of tokenizers that decode by diffusion; at most 25 for previews.", "N", OUTPUT, min=1,
-        show_default="50"),
+        show_default="25"),
+    "detokenizer_solver": option(
+        "Their solver: ddim, dpm++ or unipc; dpm++:lu with another spacing of the steps (docs/models.md).",
+        "NAME", OUTPUT, show_default="ddim", autocompletion=one_of("ddim", "dpm++", "unipc")),
     "blend": option("Lay what --keep keeps over the generated picture, with a soft seam, or leave what the "
                     "decoder makes of its tokens.", None, OUTPUT),
     "restore": option(
@@ -221,6 +224,7 @@ class Writing:
     overwrite: bool = False
     decode: bool = True
     detokenizer_steps: int | None = None
+    detokenizer_solver: str | None = None
     preview: int = 0
     blend: bool = True
     restore: bool = False
@@ -228,7 +232,8 @@ class Writing:
     def named(self) -> Mapping[str, object]:
         """What results depend on, where it is given, by the name that messages give it."""
         return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
-                "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore}  # fmt: skip
+                "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore,
+                "--detokenizer-solver": self.detokenizer_solver}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fourm.api.schedule import SETTINGS, Schedule, plain
 from fourm.data.layout import Sample
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
-from fourm.inputs.request import DETOKENIZER_STEPS, Request
+from fourm.inputs.request import Request
 from fourm.inputs.sources import marked_texts
 from fourm.modalities.registry import TOKENS
 from fourm.modalities.typed import Limits, to_type
@@ -23,7 +23,7 @@ from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
-    "detokenizer_steps", "decode", "blend", "fit", "restore", "progress",
+    "detokenizer_steps", "detokenizer_solver", "decode", "blend", "fit", "restore", "progress",
 )  # fmt: skip
 _FREE = ("targets", "keep", "sr", "schedule", "keys")  # of several types, checked where they are used
 # What some of the others must be; a request checks those that are its fields.
@@ -153,7 +153,8 @@ def _request(
         compile=base.compile, batch_size=own.get("batch_size"), decode=own.get("decode", True),
         blend=own.get("blend", True), fit=own.get("fit", "crop"),
         restore=own.get("restore", False),
-        detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=given.input,
+        detokenizer_steps=own.get("detokenizer_steps"), detokenizer_solver=own.get("detokenizer_solver"),
+        input=given.input,
     )  # fmt: skip
 
 

@@ -86,11 +86,12 @@ class Model:
         of the schedule (`steps=[49, 25], temps=[3.0, 0.5], cfg=3, top_p=0.8`), and these: `keys` (names of
         the samples; by default the paths of their files below the common folder, else their positions),
         `upright=False` (pictures are not turned by their EXIF tag), `batch_size` (samples that are decoded
-        together), `detokenizer_steps` (of tokenizers that decode by diffusion), `decode=False` (tokens only),
-        `blend=False` (what is kept is not laid over the generated picture), `fit="pad"` (the whole picture,
-        with a border, instead of its central square), `restore=True` (results in the size of the whole
-        picture; NaN, class 255 or alpha 0 where the model did not see it). A condition that is a list, or
-        several prompts, give a list of results; a single value serves all samples.
+        together), `detokenizer_steps` and `detokenizer_solver` (of tokenizers that decode by diffusion),
+        `decode=False` (tokens only), `blend=False` (what is kept is not laid over the generated picture),
+        `fit="pad"` (the whole picture, with a border, instead of its central square), `restore=True` (results
+        in the size of the whole picture; NaN, class 255 or alpha 0 where the model did not see it). A
+        condition that is a list, or several prompts, give a list of results; a single value serves all
+        samples.
         targets: names, in one text or a list; None: the usual ones. seed: 0 to 2**64 - 1. variations: results
         for each sample, from 1 on. weights: of conditions in guidance, by name; 1 is usual, negative repels.
         keep: what stays of a modality that is given, by name, while the rest of it is made: a mask (H, W) of

@@ -27,6 +27,7 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import Slot, full_grid, full_pixels
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.diffusion import DiVAE
+from fourm.networks.tokenizers.solvers import Solver
 from fourm.networks.tokenizers.vq import IMAGENET
 
 _MEAN, _STD = torch.tensor(IMAGENET, dtype=torch.float32, device="cpu").T.contiguous().view(2, 3, 1, 1)
@@ -41,10 +42,11 @@ TURN_ADVICE = "store the sample upright, without an EXIF tag, or read all as it 
 
 @dataclass(frozen=True, slots=True)
 class Diffusion:
-    """Settings of tokenizers that decode by diffusion: the steps, and the noise of each row."""
+    """Settings of tokenizers that decode by diffusion: the steps, the noise of each row, and the solver."""
 
     steps: int
     noise: Noise
+    solver: Solver | None = None  # None: the tokenizer's own steps
 
 
 def rows_at_once(device: torch.device) -> int:
@@ -200,7 +202,9 @@ class GridCodec:
                     raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")
                 noise = diffusion.noise.select(torch.tensor(group, device=diffusion.noise.streams.device))
                 shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
-                states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), diffusion.steps)
+                states = tokenizer.sample(
+                    tokens, partial(noise.normals, shape=shape), diffusion.steps, solver=diffusion.solver
+                )
                 for done, state in enumerate(states, start=index * diffusion.steps + 1):
                     out = state
                     yield done, len(groups) * diffusion.steps

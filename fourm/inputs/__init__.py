@@ -10,8 +10,8 @@ PUBLIC = {
     "listing": "find_raw_folders list_raw_samples missing_tokenizers",
     "origins": """conditions_from find_sr_model names_made plan_sr read_origin read_replay read_sr_input
         sr_name with_files""",
-    "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
-        check_attention check_seed parse_world""",
+    "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
+        TokenizeRequest World check_attention check_seed parse_world""",
     "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions kept_names
         marked_texts note_unknown_words read_samples classify_source""",
 }

@@ -16,7 +16,7 @@ from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
-from fourm.inputs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
+from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION, Source, kept_names, read_samples
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
@@ -28,6 +28,7 @@ from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
 
 MAX_BYTES = 1 << 30  # of a picture that is made once more
+_OLDER_STEPS = "50"  # of pictures of versions that did not record the steps of their diffusion
 
 
 def plan_sr(
@@ -277,7 +278,7 @@ def _read_texts(path: Path) -> dict[str, str]:
         raise _refusal(path, f"is not a PNG that can be read{why}") from error
     if not texts.get("software", "").startswith("fourm ") or "schedule" not in texts:
         raise _refusal(path, "does not say how it was made; fourm did not write it")
-    return {"detokenizer steps": str(DETOKENIZER_STEPS)} | texts
+    return {"detokenizer steps": _OLDER_STEPS, "detokenizer solver": DDIM} | texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,5 +315,6 @@ class _PictureTexts:
             fit="pad" if self.texts.get("fit") == "pad" else "crop",
             restore=self.texts.get("restore") == "1",
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
+            detokenizer_solver=self.text("detokenizer solver"),
             blend=self.texts.get("blend") != "no",
         )  # fmt: skip

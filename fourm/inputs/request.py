@@ -24,13 +24,16 @@ from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
 
 T = TypeVar("T")
-DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
+DETOKENIZER_STEPS, DDIM = 25, "ddim"  # of tokenizers that decode by diffusion, where nothing else is asked
 MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim more
+# Ways to decode by diffusion: a tokenizer's own steps, rows of `networks/tokenizers/solvers`, their spacings.
+SOLVERS = (DDIM, "dpm++", "dpm++1", "dpm++3", "unipc", "unipc3")
+SPACINGS = ("trailing", "leading", "linspace", "karras", "lu")
 ATTENTIONS = ("sdpa", "xformers")
 MAX_CROPS = 10_000
 # Fields of a request whose types are checked.
-_PLAIN = ("num_variations", "batch_size", "decode", "detokenizer_steps", "preview", "blend", "resume",
-          "overwrite", "restore")  # fmt: skip
+_PLAIN = ("num_variations", "batch_size", "decode", "detokenizer_steps", "detokenizer_solver", "preview",
+          "blend", "resume", "overwrite", "restore")  # fmt: skip
 _kinds = cache(partial(get_type_hints, include_extras=True))
 NOWHERE = Path(os.devnull)  # `out` of results that are kept in memory
 _LOADED = time.time()  # in place of the start of a process, where the system does not tell it
@@ -85,7 +88,9 @@ class Request:
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
     compile: bool = False  # blocks run as torch's compiler makes them; last bits differ
     decode: bool = True  # also write pictures and other values, not only tokens
-    detokenizer_steps: int = DETOKENIZER_STEPS
+    # Of tokenizers that decode by diffusion. None: that of the run that is continued, else the usual one.
+    detokenizer_steps: int | None = None
+    detokenizer_solver: str | None = None  # of SOLVERS, or NAME:SPACING
     preview: Annotated[int, Limits(0)] = 0  # keep the picture after every n-th step; 0 is never
     blend: bool = True  # lay what is kept in pixels over the generated picture
     world: World = field(default_factory=World)
@@ -135,6 +140,16 @@ class Request:
         there = [file for file in files if os.path.lexists(self.out / file)]
         return load_run(self.out, there[0]).record if there else None
 
+    @property
+    def diffusion_steps(self) -> int:
+        """`detokenizer_steps`, or the usual number."""
+        return DETOKENIZER_STEPS if self.detokenizer_steps is None else self.detokenizer_steps
+
+    @property
+    def diffusion_solver(self) -> str:
+        """`detokenizer_solver`, or the usual one."""
+        return DDIM if self.detokenizer_solver is None else self.detokenizer_solver
+
     def __post_init__(self) -> None:
         for name in _PLAIN:
             to_type(_kinds(Request)[name], getattr(self, name), f"`{name}`", error=UsageError)
@@ -142,9 +157,10 @@ class Request:
         check_attention(self.attention)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
-        if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
+        if not 0 < self.diffusion_steps <= MAX_DETOKENIZER_STEPS:
             limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
             raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
+        check_solver(self.diffusion_solver)
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
         check_fit(self.fit)
@@ -224,6 +240,20 @@ def check_attention(attention: str) -> None:
     if attention not in ATTENTIONS:
         near = near_match(str(attention), ATTENTIONS)
         raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+
+
+def check_solver(text: str) -> None:
+    """Refuse what is neither a solver nor NAME:SPACING."""
+    name, colon, spacing = text.partition(":")
+    if name not in SOLVERS:
+        raise UsageError(
+            f"`detokenizer_solver`: '{name}' is not one of {', '.join(SOLVERS)}{near_match(name, SOLVERS)}"
+        )
+    if colon and name == DDIM:
+        raise UsageError(f"`detokenizer_solver={text}`: only {', '.join(SOLVERS[1:])} take a spacing")
+    if colon and spacing not in SPACINGS:
+        near = near_match(spacing, SPACINGS)
+        raise UsageError(f"`detokenizer_solver={text}`: spacings are {', '.join(SPACINGS)}{near}")
 
 
 def check_fit(fit: str) -> None:

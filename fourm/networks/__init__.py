@@ -14,7 +14,8 @@ PUBLIC = {
         full_sequence partly_given pending stack_batches typed_text""",
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
-    "tokenizers.diffusion": "DiVAE cumulative_alphas",
+    "tokenizers.diffusion": "DiVAE check_steps cumulative_alphas",
+    "tokenizers.solvers": "Solver solver_named",
     "tokenizers.unet": "PatchedUNet UNetShape",
     "tokenizers.vq": "IMAGENET VQTokenizer",
 }

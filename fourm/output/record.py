@@ -84,6 +84,7 @@ class RunRecord:
     fit: Fit = "crop"  # how pictures became squares
     restore: bool = False  # values are of whole pictures, not of squares
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
+    detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""

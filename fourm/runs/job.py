@@ -5,7 +5,7 @@ import os
 import platform
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.inputs.conditions import Work
-from fourm.inputs.request import Request
+from fourm.inputs.request import DDIM, DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
+from fourm.networks.tokenizers.diffusion import check_steps
+from fourm.networks.tokenizers.solvers import solver_named
 from fourm.output.formats import Tokens, find_flaw
 from fourm.output.processes import Listed, now
 from fourm.output.record import RunRecord
@@ -159,19 +161,29 @@ def plan_places(request: Request) -> list[Place]:
 def count_evaluations(request: Request, places: Sequence[Place]) -> int:
     """How often networks that decode by diffusion are evaluated per sample.
 
-    UsageError if the number of trained timesteps is no multiple of the number of steps that is asked for.
+    UsageError if one of them cannot be decoded in the number of steps that is asked for.
     """
-    model, steps = request.model, request.detokenizer_steps
+    model, steps, solver = request.model, request.diffusion_steps, solver_named(request.diffusion_solver)
     decoders = filter(None, (_tokenizer_of(model, place) for place in places if not place.is_condition))
     configs = [tokenizer_config(model.tokenizers[key]) for key in decoders]
-    diffusions = [config.num_train_timesteps for config in configs if isinstance(config, DiVAEConfig)]
-    for trained in diffusions:
-        if trained % steps:
-            divisors = [n for n in range(1, trained + 1) if trained % n == 0]
-            near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
-            what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
-            raise UsageError(f"`detokenizer_steps={steps}`: {what}; {' or '.join(map(str, near))} would do")
+    diffusions = [config for config in configs if isinstance(config, DiVAEConfig)]
+    for config in diffusions:
+        try:
+            check_steps(config, steps, solver)
+        except UsageError as error:
+            raise UsageError(f"`detokenizer_steps={steps}`: {error}") from error
     return steps * len(diffusions)
+
+
+def fill_diffusion(request: Request) -> Request:
+    """A request with steps and solver of a diffusion: as asked, of the run that it continues, or usual."""
+    steps, solver = request.detokenizer_steps, request.detokenizer_solver
+    before = request.joined_record() if steps is None or solver is None else None
+    usual = (before.detokenizer_steps, before.detokenizer_solver) if before else (DETOKENIZER_STEPS, DDIM)
+    return replace(
+        request, detokenizer_steps=usual[0] if steps is None else steps,
+        detokenizer_solver=usual[1] if solver is None else solver,
+    )  # fmt: skip
 
 
 def make_record(job: Job) -> RunRecord:
@@ -200,8 +212,8 @@ def make_record(job: Job) -> RunRecord:
         files={name: sha256_of(path) for name, path in sorted(files.items())},
         samples=len(request.samples), input=request.input, num_variations=request.num_variations,
         variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
-        decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
-        blend=request.blend,
+        decode=request.decode, detokenizer_steps=request.diffusion_steps, preview=request.preview,
+        detokenizer_solver=request.diffusion_solver, blend=request.blend,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         fit=request.fit, restore=request.restore, compile=request.compile,
         places=(*job.written, *extras),

@@ -22,7 +22,7 @@ from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.inputs.conditions import PreparedSample, Work
-from fourm.inputs.request import MAX_DETOKENIZER_STEPS
+from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot
@@ -264,6 +264,7 @@ class Saver:
             "variations": record.num_variations, "schedule": record.options,
             "weights": record.files["weights"], "dtype": record.dtype,
             "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
+            "detokenizer solver": None if record.detokenizer_solver == DDIM else record.detokenizer_solver,
         }  # fmt: skip
         if self.job.request.restore or self.job.request.fit != "crop":
             facts |= {"fit": record.fit, "restore": int(record.restore)}

@@ -43,7 +43,7 @@ from fourm.runs.device import (
     resolve_dtype,
 )
 from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
-from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
+from fourm.runs.job import Job, count_evaluations, fill_diffusion, make_record, plan_places, tokenizers_of
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.outputs import Saver
 from fourm.runs.planning import Plan, check_disk, plan_results
@@ -80,7 +80,7 @@ def check(request: Request) -> Job:
     """Check a request before anything is loaded. UsageError for settings, MissingError for missing files."""
     device = choose_device(request.device, request.world)
     dtype = resolve_dtype(request, device)
-    request = replace(request, dtype=dtype)
+    request = fill_diffusion(replace(request, dtype=dtype))
     set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
     if request.compile:
         check_compiler(device)
@@ -117,7 +117,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     yield Started(
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
         device=str(job.device), steps=len(request.chain.steps),
-        evaluations=count_evaluations(request, job.places), stage=request.stage,
+        evaluations=count_evaluations(job.request, job.places), stage=request.stage,
         variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()

@@ -96,7 +96,7 @@ class _Trial:
         rows = min(self.size, rows_at_once(self.job.device))
         slot = stack_batches([Batch(("",), {"": _blank(codec.row)})] * rows).slots[""]
         diffusion = Diffusion(1, Noise.for_samples(0, [("", number) for number in range(rows)]))
-        steps = self.job.request.detokenizer_steps if isinstance(codec.tokenizer, DiVAE) else 1
+        steps = self.job.request.diffusion_steps if isinstance(codec.tokenizer, DiVAE) else 1
         return steps * self._timed(lambda: codec.decode(slot, diffusion))[0] / rows
 
     def _timed(self, work: Callable[[], T]) -> tuple[float, T]:

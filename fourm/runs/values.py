@@ -25,6 +25,7 @@ from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
 from fourm.networks.state import Batch
+from fourm.networks.tokenizers.solvers import solver_named
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.job import Job
 
@@ -121,9 +122,9 @@ def restored_values(
 def diffusion_of(
     request: Request, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS
 ) -> Diffusion:
-    """Steps, `most` at most, and the noise of each sample for a target that is decoded by diffusion."""
+    """Steps, `most` at most, noise of each sample, and solver for a target that is decoded by diffusion."""
     noise = Noise.for_samples(request.seed, [work.result for work in works], f"detokenizer {name}")
-    return Diffusion(min(most, request.detokenizer_steps), noise)
+    return Diffusion(min(most, request.diffusion_steps), noise, solver_named(request.diffusion_solver))
 
 
 def _decode(

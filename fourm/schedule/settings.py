@@ -143,6 +143,7 @@ class RunSettings:
     num_variations: _Count | None = None
     seed: Annotated[int, Limits(0, MAX_SEED)] | None = None
     detokenizer_steps: _Count | None = None
+    detokenizer_solver: str | None = None
     device: str | None = None
     dtype: str | None = None
     text_tok_path: str | None = None

@@ -1,6 +1,7 @@
 """Pictures by diffusion in a whole run: files, events, previews, and a picture that knows no batch."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from fourm.codecs.images import Diffusion, GridCodec
@@ -16,12 +18,13 @@ from fourm.data.layout import samples_of_prompts
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.request import Request
+from fourm.inputs.request import DDIM, SOLVERS, SPACINGS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import full_grid
-from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers import build_tokenizer, solvers
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE
+from fourm.output.processes import seal
 from fourm.runs.events import Detokenized, Event, Failed, Finished, Started
 from fourm.runs.pipeline import run as run_request
 from fourm.schedule.chain import TargetSpec, make_chain
@@ -101,6 +104,72 @@ def test_steps_that_do_not_divide_those_of_training_are_refused_before_loading(
     assert not (tmp_path / "a").exists()
 
 
+def test_a_solver_takes_as_many_steps_as_asked_for_and_is_recorded(
+    tiny: Path, detokenizer: Path, tmp_path: Path
+) -> None:
+    results = dict[str, dict[str, bytes]]()
+    for solver in ("dpm++1", "unipc", "unipc:lu"):
+        out = tmp_path / solver
+        events = make(tiny, detokenizer, out, detokenizer_solver=solver, detokenizer_steps=3, preview=2)
+        assert sum(isinstance(event, Detokenized) for event in events) == 3 * 3
+        assert json.loads((out / "run.json").read_text())["detokenizer_solver"] == solver
+        results[solver] = pictures(out)
+    assert len({tuple(found.values()) for found in results.values()}) == 3
+    make(tiny, detokenizer, tmp_path / "a")
+    (told,) = [Image.open(path).info for path in tmp_path.glob("unipc/*/00000/000000.png")]
+    assert (told["detokenizer solver"], told["detokenizer steps"]) == ("unipc", "3")
+    usual = Image.open(next(tmp_path.glob("a/*/00000/000000.png"))).info
+    assert "detokenizer solver" not in usual  # as before there were solvers
+
+
+def test_a_continued_run_keeps_its_steps_and_its_solver(
+    tiny: Path, detokenizer: Path, tmp_path: Path
+) -> None:
+    """Also one that an older version began, with 50 steps and no word of a solver."""
+    one = samples_of_prompts(PROMPTS[:1])
+    for number, steps, solver in ((0, 50, None), (1, 2, "unipc")):
+        out = tmp_path / str(number)
+        make(tiny, detokenizer, out, samples=one, detokenizer_steps=steps, detokenizer_solver=solver)
+        whole = pictures(out)
+        said = json.loads((out / "run.json").read_text())
+        if solver is None:
+            assert said.pop("detokenizer_solver") == DDIM
+        (out / "run.json").write_text(seal(said))
+        first = next(out.glob("*/00000/000000.png"))
+        first.unlink()
+        usual = {"samples": one, "detokenizer_steps": None, "detokenizer_solver": None, "resume": True}
+        events = make(tiny, detokenizer, out, **usual)
+        assert sum(isinstance(event, Detokenized) for event in events) == steps
+        assert pictures(out) == whole
+        first.unlink()
+        for name, there, here in (("steps", steps, 10), ("solver", f'"{solver or DDIM}"', '"dpm++:lu"')):
+            with pytest.raises(
+                UsageError, match=re.escape(f"detokenizer_{name} is {there} there and {here}")
+            ):
+                make(tiny, detokenizer, out, **{**usual, f"detokenizer_{name}": json.loads(str(here))})
+    make(tiny, detokenizer, tmp_path / "new", samples=one, detokenizer_steps=None)
+    said = json.loads((tmp_path / "new/run.json").read_text())
+    assert (said["detokenizer_steps"], said["detokenizer_solver"]) == (25, DDIM)
+
+
+def test_solvers_that_requests_allow_are_those_that_networks_have(
+    tiny: Path, detokenizer: Path, tmp_path: Path
+) -> None:
+    assert ((DDIM, *solvers.SOLVERS), tuple(solvers.SPACINGS)) == (SOLVERS, SPACINGS)
+    for solver, steps, message in (
+        ("unipcs", 4, "`detokenizer_solver`: 'unipcs' is not one of ddim, .*; did you mean 'unipc'"),
+        ("ddim:lu", 4, "`detokenizer_solver=ddim:lu`: only .* take a spacing"),
+        ("unipc:", 4, "`detokenizer_solver=unipc:`: spacings are trailing, "),
+        ("dpm++:karas", 4, "spacings are .*; did you mean 'karras'"),
+        ("unipc", 1001, "`detokenizer_steps=1001`: .* from 1 to 1,000"),
+        ("dpm++:leading", 1000, "`detokenizer_steps=1000`: 1,000 steps, spaced 'leading', repeat a level"),
+        (3, 4, "`detokenizer_solver` is 3, expected"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make(tiny, detokenizer, tmp_path / "a", detokenizer_solver=solver, detokenizer_steps=steps)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_decoder_that_gives_nonsense_fails_its_samples_and_keeps_their_tokens(
     tiny: Path, detokenizer: Path, tmp_path: Path
 ) -> None:
@@ -164,4 +233,13 @@ def test_another_tokenizer_is_named_on_the_command_line(
         assert (got, message in err) == (code, True), err
         assert err.count("\n") == 1
     assert run(*common, *more[:2], "--detokenizer-steps", 3, "--out", "c")[0] == 2
+    code, _, err = run(*common, *more, "--detokenizer-solver", "unipcs", "--out", "c")
+    assert (code, err.count("\n"), "--detokenizer-solver: 'unipcs'" in err) == (2, 1, True)
     assert not Path("c").exists()
+    solver = ("--detokenizer-solver", "unipc:lu")
+    assert run(*common, *more[:2], "--detokenizer-steps", 3, *solver, "--out", "d")[0] == 0
+    assert json.loads(Path("d/run.json").read_text())["detokenizer_solver"] == "unipc:lu"
+    again = ("generate", "--replay", "d/rgb/00000/000000.png", "--quiet", *more[:2])
+    assert run(*again, "--out", "e", "--model", tiny)[0] == 0
+    for name in ("rgb/00000/000000.png", "tok_rgb@64/00000/000000.npy"):
+        assert Path("d", name).read_bytes() == Path("e", name).read_bytes()

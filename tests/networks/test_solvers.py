@@ -223,7 +223,7 @@ def test_names_mean_solvers() -> None:
 def test_what_cannot_be_is_refused() -> None:
     signal = cumulative_alphas("linear", 1000)
     for spacing in ("leading", "linspace"):  # `traps.json`, D4 and D5
-        with pytest.raises(UsageError, match=f"1000 diffusion steps spaced '{spacing}' repeat a level"):
+        with pytest.raises(UsageError, match=f"1,000 steps, spaced '{spacing}', repeat a level"):
             plan_steps(Solver("midpoint", spacing=spacing), signal, 1000)
     for count in (0, 1001):
         with pytest.raises(UsageError, match="from 1 to 1,000"):

@@ -288,6 +288,20 @@ def make_sampler(config: DiVAEConfig) -> Sampler:
     return Sampler("ddpm" if config.scheduler == "ddpm" else "ddim", alphas, config.prediction_type, clipping)
 
 
+def check_steps(config: DiVAEConfig, steps: int, solver: Solver | None = None) -> None:
+    """UsageError: a tokenizer cannot be decoded in this many steps. solver: in place of its own steps."""
+    sampler, trained = make_sampler(config), config.num_train_timesteps
+    if solver is not None:
+        sampler.plan(solver, steps)
+        return
+    if trained % steps:  # `trailing` would take more steps than are asked for
+        divisors = [n for n in range(1, trained + 1) if trained % n == 0]
+        near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
+        what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
+        raise UsageError(f"{what}; {' or '.join(map(str, near))} would do")
+    sampler.timesteps(steps)
+
+
 def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -> Shape:
     """The sizes of a decoder: those that the config lists, else those of its name."""
     if config.dec_structure is None:

@@ -138,7 +138,7 @@ def plan_steps(solver: Solver, alphas: Tensor, count: int) -> list[SolverStep]:
     timesteps, ratios = SPACINGS[solver.spacing](all_ratios, count)
     levels = [Level(ratio) for ratio in (*ratios, 0.0 if solver.ends_clean else all_ratios[0])]
     if any(after.ratio >= before.ratio for before, after in pairwise(levels)):
-        raise UsageError(f"{count} diffusion steps spaced '{solver.spacing}' repeat a level; take fewer")
+        raise UsageError(f"{count:,} steps, spaced '{solver.spacing}', repeat a level of noise; take fewer")
     if solver.variant == "bh1" and math.isinf(levels[0].ratio):
         raise UsageError("bh1 has no limit where no signal is left; bh2 has")
     orders = plan_orders(solver, count)
