@@ -1,33 +1,40 @@
 """Time per picture of the RGB detokenizer at its real size, and what fewer steps of a trained one cost.
 
     python -m benchmarks.detokenize [--device cuda] [--batch 1,8,32] [--steps 10] [--attention sdpa,xformers]
-    python -m benchmarks.detokenize --error [--tokenizer FOLDER]
+    python -m benchmarks.detokenize --error [--tokenizer NAME] [--pictures FOLDER [--encoder NAME]]
 
 Timing: random weights, 224 pixels, float32 and bfloat16; the bfloat16 rows also say how far one evaluation of
-the network is from float32, relative to its standard deviation. Error: pictures of a trained tokenizer (the
-embedded model's by default) after fewer DDIM steps against those after 50, from the same noise and tokens.
+the network is from float32, relative to its standard deviation. Error: values of a trained tokenizer (the
+embedded model's by default) by each solver, spacing and number of steps, against those of 250 DDIM steps from
+the same tokens and noise, and against the pictures that the tokens were made of.
 """
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from benchmarks.bundle import CONFIGS
 from benchmarks.generate import synchronise
+from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.decoding.sampling import Noise
-from fourm.hub.files import find_model
+from fourm.errors import UsageError
+from fourm.hub.files import find_model, resolve_tokenizer
 from fourm.hub.header import TokenizerPart
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import read_config
-from fourm.networks.tokenizers.diffusion import DiVAE
+from fourm.networks.tokenizers.diffusion import DiVAE, check_steps
+from fourm.networks.tokenizers.solvers import SPACINGS, Solver, solver_named
 
-FEWER = (1, 2, 4, 5, 8, 10, 20, 25, 50)
+FEWER, FEW = (5, 10, 25, 50), (5, 10, 25)  # steps of DDIM, of other solvers
+BEST = 250  # steps of DDIM that all are compared with
 
 
 def random_detokenizer(device: torch.device, config: Mapping[str, object] = CONFIGS["tok-rgb"]) -> DiVAE:
@@ -81,20 +88,83 @@ def time_it(args: argparse.Namespace) -> None:
                 print(f"| {name} | {attention} | {batch} | {seconds:.3f} | {error:.1e} |", flush=True)
 
 
-def measure_error(folder: Path, samples: int = 16) -> None:
-    """The table of errors."""
-    tokenizer = load_tokenizer(folder, part=TokenizerPart.DECODER)
+def measure_error(args: argparse.Namespace) -> None:
+    """The table of errors: each solver, spacing and number of steps, from the same tokens and noise."""
+    device = torch.device(args.device)
+    tokenizer = load_tokenizer(_folder(args.tokenizer), device, part=TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, tokenizer.config.codebook_size, (samples, 8, 8), generator=generator)
-    noise = Noise.for_samples(0, [(str(i), 0) for i in range(samples)])
-    shape = tokenizer.output_shape((8, 8))
-    wanted = tokenizer.decode_tokens(tokens, lambda i: noise.normals(i, shape), 50)
-    print("| steps | root mean square error | largest | in levels of 255 |\n| ---: | ---: | ---: | ---: |")
-    for steps in FEWER:
-        error = tokenizer.decode_tokens(tokens, lambda i: noise.normals(i, shape), steps) - wanted
-        rms, most = float(error.square().mean().sqrt()), float(error.abs().max())
-        print(f"| {steps} | {rms:.4f} | {most:.3f} | {rms * 127.5:.2f} |")
+    pictures = read_pictures(args.pictures, tokenizer) if args.pictures else None
+    if pictures is None:
+        generator, shape = torch.Generator().manual_seed(0), (args.samples, *tokenizer.config.encoder_grid)
+        tokens = torch.randint(0, tokenizer.config.codebook_size, shape, generator=generator)
+    else:
+        encoder = load_tokenizer(_folder(args.encoder or args.tokenizer), device, part=TokenizerPart.ENCODER)
+        with torch.no_grad():
+            tokens = torch.cat([encoder.tokenize(one[None].to(device)).cpu() for one in pictures])
+    noise = Noise.for_samples(0, [(str(index), 0) for index in range(len(tokens))])
+    wanted, _ = decode_all(tokenizer, tokens, noise, BEST, None)
+    kind, more = ("pictures", ["to the pictures"]) if args.pictures else ("grids of random tokens", [])
+    print(f"{len(tokens)} {kind}; PSNR in dB, values from -1 to 1\n")
+    print(f"| {' | '.join(['solver', 'spacing', 'steps', f'to DDIM {BEST}', *more, 's / picture'])} |")
+    print(f"| --- | --- |{' ---: |' * (3 + len(more))}")
+    for name, solver, steps in listed_runs(args.solvers.split(","), args.spacings.split(",")):
+        try:
+            check_steps(tokenizer.config, steps, solver)
+        except UsageError:
+            continue  # these steps cannot be made by this one
+        made, seconds = decode_all(tokenizer, tokens, noise, steps, solver)
+        errors = [psnr(made, one) for one in (wanted, pictures) if one is not None]
+        spacing = "trailing" if solver is None else solver.spacing
+        numbers = "".join(f" {error:.2f} |" for error in errors)
+        print(f"| {name} | {spacing} | {steps} |{numbers} {seconds:.3f} |", flush=True)
+
+
+def listed_runs(names: Sequence[str], spacings: Sequence[str]) -> list[tuple[str, Solver | None, int]]:
+    """Name, solver and number of steps of each row of the table of errors."""
+    rows = list[tuple[str, Solver | None, int]]()
+    for name in names:
+        solvers = [None] if name == "ddim" else [solver_named(f"{name}:{spacing}") for spacing in spacings]
+        rows += [(name, solver, steps) for solver in solvers for steps in (FEWER if solver is None else FEW)]
+    return rows
+
+
+def decode_all(
+    tokenizer: DiVAE, tokens: Tensor, noise: Noise, steps: int, solver: Solver | None
+) -> tuple[Tensor, float]:
+    """Values (B, C, H, W) of tokens (B, h, w), decoded one by one, and the seconds that each took."""
+    device, values = next(tokenizer.parameters()).device, list[Tensor]()
+    shape = tokenizer.output_shape((tokens.shape[-2], tokens.shape[-1]))
+    started = time.perf_counter()
+    for row in range(len(tokens)):
+        own = noise.select(torch.tensor([row]))
+        *_, value = tokenizer.sample(
+            tokens[row : row + 1].to(device), partial(own.normals, shape=shape), steps, solver=solver
+        )
+        values.append(value.cpu())
+    return torch.cat(values), (time.perf_counter() - started) / len(tokens)
+
+
+def psnr(values: Tensor, wanted: Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB; values from -1 to 1."""
+    errors = (values.clamp(-1, 1) - wanted.clamp(-1, 1)).square().flatten(1).mean(1)
+    return float((10 * (4 / errors.clamp(min=1e-12)).log10()).mean())
+
+
+def read_pictures(folder: Path, tokenizer: DiVAE) -> Tensor:
+    """The central squares of all pictures of a folder, (B, 3, H, W) from -1 to 1, at the tokenizer's size."""
+    side, found = tokenizer.config.image_size[0], list[Tensor]()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES):
+        with Image.open(path) as picture:
+            square = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+        found.append(torch.tensor(list(square.tobytes())).view(side, side, 3).permute(2, 0, 1) / 127.5 - 1)
+    if not found or tokenizer.config.n_channels != 3:
+        raise SystemExit(f"{folder}: no pictures, or a tokenizer of something else; leave out --pictures")
+    return torch.stack(found)
+
+
+def _folder(name: str) -> Path:
+    """A tokenizer of the embedded model by its key, or one by name, folder or file."""
+    return find_model("demo").tokenizers.get(name) or resolve_tokenizer(name)
 
 
 def main() -> None:
@@ -107,10 +177,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--error", action="store_true")
-    parser.add_argument("--tokenizer", type=Path, default=None)
+    parser.add_argument("--tokenizer", default="rgb_divae", help="name, folder, or key of the demo model")
+    parser.add_argument("--pictures", type=Path, help="folder of pictures; else tokens are random")
+    parser.add_argument("--encoder", help="another tokenizer, which makes tokens of the pictures")
+    parser.add_argument("--samples", type=int, default=8, help="grids of random tokens")
+    parser.add_argument("--solvers", default="ddim,dpm++,unipc")
+    parser.add_argument("--spacings", default=",".join(SPACINGS))
     args = parser.parse_args()
     if args.error:
-        measure_error(args.tokenizer or find_model("demo").tokenizers["rgb_divae"])
+        measure_error(args)
     else:
         time_it(args)
 

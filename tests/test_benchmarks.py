@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from benchmarks import detokenize
 from benchmarks.gpu import compare
 from benchmarks.gpu.bench import Bench, Cases
 from benchmarks.gpu.commands import count_results
@@ -133,3 +135,22 @@ def test_a_result_is_compared_with_the_newest_of_its_card(tmp_path: Path) -> Non
     }
     with pytest.raises(SystemExit, match="no committed result of the card 'C'"):
         compare.newest("C", tmp_path / "results")
+
+
+def test_solvers_are_compared_for_any_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(detokenize, "BEST", 5)
+    Image.new("RGB", (80, 64), (200, 30, 30)).save(tmp_path / "red.png")
+    runs = ["detokenize", "--error", "--solvers", "ddim,unipc", "--spacings", "lu,trailing"]
+    for more, columns in (("--samples=1",), 5), (("--pictures", str(tmp_path), "--encoder", "rgb"), 6):
+        monkeypatch.setattr(sys, "argv", [*runs, *more])
+        detokenize.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert {line.count("|") for line in lines} == {columns + 1}
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+        wanted = [("ddim", "trailing", str(steps)) for steps in detokenize.FEWER]
+        wanted += [("unipc", spacing, str(n)) for spacing in ("lu", "trailing") for n in detokenize.FEW]
+        assert [tuple(row[:3]) for row in rows] == wanted
+        assert float(rows[0][3]) > 120  # of the run that all are compared with
+        assert all(20 < float(row[3]) < 120 for row in rows[1:])

@@ -138,6 +138,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"compile": True}, "compile is false there and true here"),
     ({"decode": False}, "decode is true there and false here"),
     ({"detokenizer_steps": 50}, "detokenizer_steps is 25 there and 50 here"),
+    ({"detokenizer_solver": "unipc"}, 'detokenizer_solver is "ddim" there and "unipc" here'),
     ({"blend": False}, "blend is true there and false here"),
     ({"preview": 3}, "preview is 0 there and 3 here"),
     ({"places": SETTINGS.places[:1]}, r"places\[1\]\.folder is \"tok_rgb@64\" there and absent here"),
