@@ -82,7 +82,7 @@ _COMPLETED: dict[str, Complete] = {  # by key: settings of a schedule whose valu
     "autoregression_schemes": list_of(*SCHEMES),
     "token_decoding_schedules": list_of(*TOKEN_CURVES),
     "temp_schedules": list_of("constant", "linear", "onex:0.5:0.5"),
-    "cfg_schedules": list_of("constant"),
+    "cfg_schedules": list_of("constant", "linear", "interval:0.2:0.8"),
 }
 
 

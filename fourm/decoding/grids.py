@@ -56,7 +56,10 @@ class GridDecoder:
         return batch
 
     def _uniforms(self, noise: Noise, steps: Sequence[Step], slot: Slot) -> dict[int, Tensor]:
-        """For each step by index, uniforms (2, B, L): those for the order of positions, and for drawing."""
+        """For each step by index, uniforms (2, B, L): those for the order of positions, and for drawing.
+
+        Where the scheme has a fixed order, its ranks are in place of the former.
+        """
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         indices = [step.index for step in steps]
         if not self.branches.shapes(places.device).is_fixed:
@@ -67,6 +70,11 @@ class GridDecoder:
         else:  # all at once, since each call starts many kernels
             rows = torch.arange(indices[0], indices[-1] + 1, device=places.device).unsqueeze(1)
             both = [*torch.stack([noise.uniforms(rows, use, places) for use in (ORDER, DRAW)], dim=1)]
+        if ranks := SCHEMES[steps[0].scheme].ranks:
+            target = steps[0].target
+            grid = next(spec.grid for spec in self.chain.specs if spec.target == target and spec.grid)
+            order = torch.tensor(ranks(*grid), dtype=torch.float32, device=places.device)
+            both = [torch.stack([order.expand_as(one[DRAW]), one[DRAW]]) for one in both]
         return dict(zip(indices, both, strict=True))
 
     def _embed_others(self, batch: Batch, step: Step) -> dict[str, "Parts"]:

@@ -1,7 +1,7 @@
 """The chain: which targets are decoded, in which steps, from what, and with which guidance."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from fourm.errors import ScheduleError, UsageError, near_match
@@ -9,7 +9,7 @@ from fourm.modalities.figures import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.typed import Limits
 from fourm.schedule.keeps import Keep
-from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES, TOKEN_CURVES, parse_temperature_curve
+from fourm.schedule.schemes import CURVES, GREEDY_BELOW, SCHEMES, TOKEN_CURVES, parse_curve
 
 _RANGES: Mapping[str, tuple[str, Limits]] = {  # settings that are numbers: how messages call one
     "num_tokens": ("{} tokens", Limits(1)),
@@ -23,7 +23,6 @@ KEPT = ":kept"  # behind a target in sets of guided modalities: the part of it t
 _CHOICES: Mapping[str, tuple[str, Collection[str]]] = {  # settings that name a row of a table
     "scheme": ("scheme", SCHEMES),
     "token_curve": ("token schedule", TOKEN_CURVES),
-    "guidance_curve": ("guidance schedule", ("constant",)),
 }
 
 
@@ -41,11 +40,14 @@ class TargetSpec:
     guidance: float = 1.0  # 1 = none
     guidance_curve: str = "constant"
     passes: int = 1  # independent predictions that are joined into one value
+    grid: tuple[int, int] | None = None  # rows and columns of an image's tokens; some schemes need it
 
     def __post_init__(self) -> None:
         problems = [*filter(None, (field_problem(one.name, getattr(self, one.name)) for one in fields(self)))]
         if self.num_steps is None and self.scheme in SCHEMES and not SCHEMES[self.scheme].causal:
             problems.append(f"the scheme '{self.scheme}' needs a number of decoding steps")
+        if self.grid is None and self.scheme in SCHEMES and SCHEMES[self.scheme].ranks:
+            problems.append(f"the scheme '{self.scheme}' needs the rows and columns of the tokens")
         if problems:
             raise ScheduleError(*(f"{self.target}: {problem}" for problem in problems))
 
@@ -55,9 +57,10 @@ def field_problem(field: str, value: object) -> str:
     if field in _CHOICES and value not in _CHOICES[field][1]:
         what, known = _CHOICES[field]
         return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
-    if field == "temperature_curve":
+    name, _, kind = field.partition("_")
+    if kind == "curve" and name in CURVES:
         try:
-            parse_temperature_curve(str(value))
+            parse_curve(str(value), name)
         except UsageError as error:
             return str(error)
     if field in _RANGES and isinstance(value, int | float):
@@ -145,6 +148,7 @@ class Chain:
     raw: frozenset[str] = frozenset()  # conditions that come as values, to be tokenised first
     keeps: tuple[Keep, ...] = ()  # targets of which a part is given
     keep_guided: bool = False  # True: what is given of them is hidden from unguided passes
+    full: tuple[tuple[Branch, ...], ...] = ()  # of each target: its branches before its guidance curve
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -172,12 +176,11 @@ class Chain:
         A target of which nothing is wanted has no step.
         """
         steps = list[Step]()
-        for spec in self.specs:
+        for spec, branches in zip(self.specs, self.full, strict=True):
             first = next(step for step in self.steps if step.target == spec.target)
             passed_over = first.index - len(steps)
-            for tokens, temperature in _step_sizes(spec, counts.get(spec.target, spec.num_tokens)):
-                step = replace(first, index=len(steps), num_tokens=tokens, temperature=temperature)
-                steps.append(replace(step, passed_over=passed_over))
+            for step in _steps_of(spec, counts.get(spec.target, spec.num_tokens), branches, self.weights):
+                steps.append(replace(step, index=len(steps), passed_over=passed_over))
         return replace(self, steps=tuple(steps))
 
     def expected(self) -> "Chain":
@@ -250,25 +253,41 @@ def make_chain(
     """
     weights, steps, finished = dict(weights or {}), list[Step](), [target + KEPT for target in guided_kept]
     named = tuple((condition, weights[condition]) for condition in conditions if condition in weights)
+    full = list[tuple[Branch, ...]]()
     for spec in specs:
         # Weights: one pass for each weighted condition and, with the target's own scale, for each finished
         # target; conditions without a weight are seen by every pass. Without weights one pass sees all.
         if weights:
-            passes = [(frozenset([n]), w) for n, w in (*named, *((t, spec.guidance) for t in finished))]
+            passes = [*named, *((target, spec.guidance) for target in finished)]
+            full.append(tuple(Branch(frozenset([name]), weight) for name, weight in passes))
         else:
-            passes = [(frozenset([*conditions, *finished]), spec.guidance)] if spec.guidance != 1.0 else []
-        guided = frozenset[str]().union(*(visible for visible, _ in passes))
-        branches = tuple(Branch(visible, weight) for visible, weight in passes if visible and weight != 0)
-        for count, temperature in _step_sizes(spec, spec.num_tokens):
-            steps.append(
-                Step(
-                    len(steps), spec.target, spec.scheme, count, temperature, guided, branches, bool(weights),
-                    spec.passes,
-                )
-            )  # fmt: skip
+            full.append((Branch(frozenset([*conditions, *finished]), spec.guidance),))
+        for step in _steps_of(spec, spec.num_tokens, full[-1], named):
+            steps.append(replace(step, index=len(steps)))
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
-    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named)
+    return Chain(
+        tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, full=tuple(full)
+    )  # fmt: skip
+
+
+def _steps_of(
+    spec: TargetSpec, total: int, full: Sequence[Branch], weights: Collection[object]
+) -> Iterator[Step]:
+    """The steps that decode `total` tokens of a target, each with index 0.
+
+    full: its branches at its whole guidance scale, which belong to `weights` of conditions if there are some.
+    """
+    sizes = _step_sizes(spec, total)
+    scales = parse_curve(spec.guidance_curve, "guidance")(spec.guidance, [tokens for tokens, _ in sizes])
+    for (tokens, temperature), scale in zip(sizes, scales, strict=True):
+        # Weights are the same in all steps. Without them, a step of scale 1 is a plain pass.
+        passes = full if weights else [replace(one, weight=scale) for one in full if scale != 1.0]
+        guided = frozenset[str]().union(*(branch.visible for branch in passes))
+        branches = tuple(branch for branch in passes if branch.visible and branch.weight != 0)
+        yield Step(
+            0, spec.target, spec.scheme, tokens, temperature, guided, branches, bool(weights), spec.passes
+        )  # fmt: skip
 
 
 def _step_sizes(spec: TargetSpec, total: int) -> list[tuple[int, float]]:
@@ -280,6 +299,5 @@ def _step_sizes(spec: TargetSpec, total: int) -> list[tuple[int, float]]:
         return [(total, spec.temperature)] if total else []
     token_curve = TOKEN_CURVES["linear" if SCHEMES[spec.scheme].equal_steps else spec.token_curve]
     counts = token_curve(spec.num_steps or 1, total)
-    curve, arguments = parse_temperature_curve(spec.temperature_curve)
-    temperatures = curve(spec.temperature, counts, *arguments)
+    temperatures = parse_curve(spec.temperature_curve, "temperature")(spec.temperature, counts)
     return [(n, float(t)) for n, t in zip(counts, temperatures, strict=True) if n]

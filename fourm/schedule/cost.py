@@ -163,7 +163,7 @@ def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, l
     yield _Peak(sizes.vectors(rows, places, 3) + sizes.vectors(rows, texts), sizes.vectors(rows, places))
     # Content, address and their sum stay while the blocks run.
     yield _Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
-    asked = left if step.scheme == "maskgit" else min(step.num_tokens, left)
+    asked = left if SCHEMES[step.scheme].rank else min(step.num_tokens, left)
     # The context and its keys and values for one block, beside the queries.
     queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
     yield _Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))

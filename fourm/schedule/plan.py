@@ -44,6 +44,12 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     top_k = 0 if isinstance(top_k, float) and top_k in (0.0, 1.0) else top_k
     top_p = float(planner.single("top_p", 0.8, "a share from 0 to 1")) or 1.0
     grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values != (False,)
+    planner.problems.extend(
+        f"{spec.target}: the guidance schedule '{spec.guidance_curve}' is for one guidance scale, and "
+        "weights of conditions stay the same in all steps; use constant"
+        for spec in specs
+        if weights and spec.guidance_curve != "constant"
+    )
     if planner.problems:
         raise ScheduleError(*dict.fromkeys(planner.problems))
     keep_guided = layer.settings.get("keep_guided", Setting((False,), "")).values == (True,)
@@ -366,8 +372,8 @@ class _Planner:
         if scheme.causal or scheme.equal_steps:  # what a scheme does not use does not differ
             values["token_curve"] = "linear"
         if scheme.causal:
-            values |= {"num_steps": None, "temperature_curve": "constant"}
-        return TargetSpec(target=row.name, **values)
+            values |= {"num_steps": None, "temperature_curve": "constant", "guidance_curve": "constant"}
+        return TargetSpec(target=row.name, grid=row.grid, **values)
 
     def single(self, key: str, default: int | float, rule: str) -> int | float:
         """One number for the whole chain, top_k or top_p; rule: what it may be."""

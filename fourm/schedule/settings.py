@@ -83,15 +83,16 @@ OPTIONS = (
            "A target written whole, once for each: tok_rgb:steps=25,temp=0.5,cfg=2"),
     Option("tokens_per_target", "tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
     Option("autoregression_schemes", "schemes", Item.NAME,
-           "How positions are picked: maskgit, roar or autoregressive", "scheme", "scheme"),
+           "How positions are picked: maskgit, roar, halton or autoregressive", "scheme", "scheme"),
     Option("decoding_steps", "steps", Item.COUNT, "Decoding steps: 49-25", "num_steps", "steps"),
     Option("token_decoding_schedules", "token_schedules", Item.CURVE,
-           "Tokens per step: cosine or linear", "token_curve", "token-schedule"),
+           "Tokens per step: cosine, linear or arccos", "token_curve", "token-schedule"),
     Option("temps", "temps", Item.NUMBER, "Start temperatures: 3.0-0.5", "temperature", "temp"),
     Option("temp_schedules", "temp_schedules", Item.CURVE, "Temperature over the steps: constant, linear, "
            "onex:0.5:0.5", "temperature_curve", "temp-schedule"),
     Option("cfg_scales", "cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
-    Option("cfg_schedules", "cfg_schedules", Item.CURVE, "Guidance over the steps: constant",
+    Option("cfg_schedules", "cfg_schedules", Item.CURVE, "Guidance over the steps: constant, "
+           "linear, interval:0.2:0.8",
            "guidance_curve", "cfg-schedule"),
     Option("sam_passes", "sam_passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
            "with its own noise, and join what is found", "passes", "passes"),

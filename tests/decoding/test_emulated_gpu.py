@@ -202,13 +202,16 @@ def steps_of(
     return found
 
 
-@pytest.mark.parametrize("scheme", ["roar", "maskgit"])
+@pytest.mark.parametrize("scheme", ["roar", "maskgit", "halton"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_no_step_of_an_image_waits_for_the_device(
     gpu: Gpu, network: FourM, tiny: Path, scheme: str, guidance: float
 ) -> None:
     """The masks of a batch and the numbers of all steps are copied once, before the first step."""
-    specs = [TargetSpec(f"{name}@64", 64, scheme, 4, guidance=guidance) for name in ("tok_clip", "tok_rgb")]
+    specs = [
+        TargetSpec(f"{name}@64", 64, scheme, 4, guidance=guidance, grid=(8, 8))
+        for name in ("tok_clip", "tok_rgb")
+    ]
     (_, first), *others = steps_of(network, tiny, make_chain(specs, ["caption"], top_p=0.9), gpu)
     assert len(others) == 7
     assert all("copy from" in wait for wait in first)
@@ -244,11 +247,13 @@ def test_the_fast_texts_on_a_gpu_are_the_plain_ones(gpu: Gpu, network: FourM, ti
 # Fixed shapes and graphs
 
 
-@pytest.mark.parametrize("scheme", ["roar", "maskgit"])
+@pytest.mark.parametrize("scheme", ["roar", "maskgit", "halton"])
 def test_steps_that_are_met_again_are_captured_and_give_the_same(
     gpu: Gpu, network: FourM, tiny: Path, scheme: str
 ) -> None:
-    specs = [TargetSpec(f"{name}@64", 64, scheme, 9, guidance=2.0) for name in ("tok_clip", "tok_rgb")]
+    specs = [
+        TargetSpec(f"{name}@64", 64, scheme, 9, guidance=2.0, grid=(8, 8)) for name in ("tok_clip", "tok_rgb")
+    ]
     chain = make_chain(specs, ["caption"], top_p=0.9)
     graphs, before = Graphs(), Graph.replays
     plain, captured, again = (
@@ -260,6 +265,18 @@ def test_steps_that_are_met_again_are_captured_and_give_the_same(
     )
     assert Graph.replays - before >= 18  # all steps of the second run
     assert all(torch.equal(plain[name], one[name]) for one in (captured, again) for name in plain)
+
+
+def test_graphs_are_the_same_whatever_the_weights(gpu: Gpu, network: FourM, tiny: Path) -> None:
+    """A scale that rises over the steps needs no graph of its own for each of them."""
+    captures, graphs = list[int](), Graphs()
+    for curve in ("constant", "linear"):
+        spec = TargetSpec("tok_rgb@64", 64, "roar", 9, guidance=2.0, guidance_curve=curve)
+        before = Graph.captures
+        for _ in range(2):
+            steps_of(network, tiny, make_chain([spec], ["caption"]), gpu, graphs=graphs)
+        captures.append(Graph.captures - before)
+    assert captures[1] <= 1  # its first step is not guided
 
 
 def test_work_that_asks_for_a_value_is_not_captured(gpu: Gpu) -> None:
@@ -288,7 +305,7 @@ def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None
     assert Graph.captures - before == 10
 
 
-@pytest.mark.parametrize("scheme", ["roar", "maskgit"])
+@pytest.mark.parametrize("scheme", ["roar", "maskgit", "halton"])
 def test_few_shapes_are_met_whatever_is_known(
     gpu: Gpu, network: FourM, tiny: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
@@ -310,7 +327,7 @@ def test_few_shapes_are_met_whatever_is_known(
             torch.zeros(rows, 64, dtype=torch.int64), torch.arange(64).expand(rows, -1) < kept
         )
         batch = Batch(tuple(map(str, range(rows))), {"caption": caption, "tok_clip@64": given})
-        spec = TargetSpec("tok_clip@64", 64 - kept, scheme, 16, "cosine", guidance=2.0)
+        spec = TargetSpec("tok_clip@64", 64 - kept, scheme, 16, "cosine", guidance=2.0, grid=(8, 8))
         chain = make_chain([spec], ["caption"])
         batch = with_targets(batch, chain, registry).to("cuda")
         noise = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to("cuda")

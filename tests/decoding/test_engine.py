@@ -1,7 +1,7 @@
 """The engine: greedy results of the reference, fast = plain, and samples that know nothing of their batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import Context, FourM, FourMConfig
-from fourm.networks.state import Batch, full_grid, full_sequence
-from fourm.schedule.chain import Branch, Chain, Step
+from fourm.networks.state import Batch, full_grid, full_sequence, partly_given
+from fourm.schedule.chain import Branch, Chain, Step, TargetSpec
+from fourm.schedule.chain import make_chain as plan_chain
+from fourm.schedule.schemes import halton_order
 from tests.networks.test_model import cases, check_digest, read_batch
 
 CHAINS = [("swiglu_nobias", "chain_caption_clip_rgb_det"), ("superres", "sr_chain_roar2")]
@@ -244,6 +246,61 @@ def test_steps_report_what_they_fixed_and_leave_earlier_states_alone(small: Four
     assert [(r.done, r.total) for r in reports] == [(7, 16), (16, 16), (6, 16), (16, 16)]
     assert int(reports[0].batch.slots["tok_a@32"].known.sum()) == 2 * 7
     assert int(batch.slots["tok_a@32"].known.sum()) == 0
+
+
+def planned(guidance_curve: str) -> Chain:
+    """Two targets in the fixed order of positions, and what each guides."""
+    spec = TargetSpec(
+        "tok_a@32", 16, "halton", 5, "arccos", temperature=2.0, guidance=3.0,
+        guidance_curve=guidance_curve, grid=(4, 4),
+    )  # fmt: skip
+    return plan_chain([spec, replace(spec, target="tok_b@32")], ["caption"], top_p=0.9)
+
+
+def test_a_fixed_order_is_followed_in_every_row_and_given_positions_are_skipped(small: FourM) -> None:
+    batch, ids = captions(2), torch.zeros(2, 16, dtype=torch.int64)
+
+    assert halton_order(4, 4)[:3] == (9, 6, 12)
+    keep = torch.zeros(2, 16, dtype=torch.bool)
+    keep[0, 6], keep[1, 9] = True, True
+    batch = batch.with_slot("tok_a@32", partly_given(ids, keep))
+    chain = planned("constant").for_counts({"tok_a@32": 15})
+    noise = Noise.for_samples(0, [("s0", 0), ("s1", 0)])
+    first = next(iter(Engine(small).run(with_targets(batch, chain, SMALL), chain, noise)))
+    assert first.fixed == 1
+    known = first.batch.slots["tok_a@32"].known
+    assert [row.nonzero().view(-1).tolist() for row in known] == [[6, 9], [6, 9]]
+
+
+@pytest.mark.parametrize("curve", ["linear", "interval:0.2:0.8"])
+def test_guidance_schedules_give_the_same_fast_and_plain(small: FourM, curve: str) -> None:
+    fast, plain = (finish(Engine(small, plain=p), captions(6), planned(curve)) for p in (False, True))
+    for name in fast.slots:
+        assert torch.equal(fast.slots[name].values, plain.slots[name].values)
+
+
+def test_guidance_in_all_steps_is_constant_and_in_none_is_no_guidance(small: FourM) -> None:
+    def tokens(curve: str) -> Tensor:
+        return finish(Engine(small), captions(6), planned(curve)).slots["tok_b@32"].values
+
+    assert torch.equal(tokens("interval:0:1"), tokens("constant"))
+    unguided = planned("constant")
+    specs = [replace(spec, guidance=1.0) for spec in unguided.specs]
+    plain = finish(Engine(small), captions(6), plan_chain(specs, ["caption"], top_p=0.9))
+    assert torch.equal(tokens("interval:0.3:0.4"), plain.slots["tok_b@32"].values)
+    assert not torch.equal(tokens("constant"), plain.slots["tok_b@32"].values)
+
+
+def test_only_guided_steps_run_guided_passes(small: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, decode = list[int](), FourM.decode
+
+    def watched(self: FourM, target: str, positions: Tensor, *rest: Any, **more: Any) -> Tensor:
+        rows.append(len(positions))
+        return decode(self, target, positions, *rest, **more)
+
+    monkeypatch.setattr(FourM, "decode", watched)
+    finish(Engine(small), captions(3), planned("interval:0.2:0.8"))
+    assert rows == [3, 6, 6, 6, 3] * 2
 
 
 def test_rows_with_different_numbers_of_targets_are_refused(small: FourM) -> None:

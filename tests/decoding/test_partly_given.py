@@ -247,6 +247,13 @@ SPECS = (
         "tok_b@32", 16, "maskgit", 5, "cosine", temperature=1.0, temperature_curve="linear", guidance=2.0
     ),
 )
+FIXED_ORDER = (
+    TargetSpec(
+        "tok_a@32", 16, "halton", 4, "arccos", temperature=2.0, guidance=3.0, guidance_curve="linear",
+        grid=(4, 4),
+    ),
+    replace(SPECS[1], guidance_curve="interval:0.2:0.8"),
+)  # fmt: skip
 CHAIN = make_chain(SPECS, ["caption"], top_p=0.9)
 MASKS = st.lists(st.lists(st.booleans(), min_size=16, max_size=16), min_size=4, max_size=4)
 NETWORK = build_small()
@@ -266,9 +273,9 @@ def generate(batch: Batch, chain: Chain) -> dict[str, Tensor]:
     return made
 
 
-@given(first=MASKS, second=MASKS, guided=st.booleans())
-def test_unequal_rows_equal_single_rows_and_what_is_given_stays(first, second, guided: bool) -> None:
-    chain = make_chain(SPECS, ["caption"], top_p=0.9, guided_kept=[s.target for s in SPECS] if guided else ())
+@given(first=MASKS, second=MASKS, guided=st.booleans(), specs=st.sampled_from([SPECS, FIXED_ORDER]))
+def test_unequal_rows_equal_single_rows_and_what_is_given_stays(first, second, guided: bool, specs) -> None:
+    chain = make_chain(specs, ["caption"], top_p=0.9, guided_kept=[s.target for s in specs] if guided else ())
     ids = torch.arange(4 * 16).view(4, 16) * 5 % 24
     masks = {"tok_a@32": torch.tensor(first), "tok_b@32": torch.tensor(second)}
     batch = captions(4)

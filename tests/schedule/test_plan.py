@@ -183,6 +183,14 @@ WRONG: list[tuple[dict[str, object], str]] = [
         "`temp_schedules`: temperature schedule 'onex:1': lowest temperature and power",
     ),
     ({"cfg_schedules": "cosine"}, "`cfg_schedules`: unknown guidance schedule 'cosine'; known are constant"),
+    (
+        {"cfg_schedules": "interval:0.8:0.2"},
+        "`cfg_schedules`: guidance schedule 'interval:0.8:0.2': its numbers must be from 0 to 1, the smaller",
+    ),
+    (
+        {"target_domains": "tok_rgb", "cond_domains": "caption:2", "cfg_schedules": "linear"},
+        "tok_rgb@224: the guidance schedule 'linear' is for one guidance scale, and weights of conditions",
+    ),
     ({"tokens_per_target": "100"}, "`tokens`: 100 tokens for tok_clip@224, which has 196"),
     ({"target_domains": "det", "tokens_per_target": "300"}, "300 tokens for det, which has at most 256"),
     ({"top_p": "1.5"}, "`top_p`: top_p is a share from 0 to 1, not 1.5"),
@@ -255,11 +263,11 @@ WHOLE = st.builds(
     st.fixed_dictionaries(
         {},
         optional={
-            "scheme": st.sampled_from(["maskgit", "roar"]),
+            "scheme": st.sampled_from(["maskgit", "roar", "halton"]),
             "steps": st.integers(1, 196),
             "temp": st.floats(0, 10),
             "temp-schedule": st.sampled_from(["constant", "linear", "onex:0.5:0.5"]),
-            "token-schedule": st.sampled_from(["cosine", "linear"]),
+            "token-schedule": st.sampled_from(["cosine", "linear", "arccos"]),
             "cfg": st.floats(-5, 5),
         },
     ),
@@ -280,6 +288,15 @@ def test_a_chain_printed_and_parsed_is_the_same_chain(
     chain = plan(
         model, target=whole, cond_domains=cond, top_k=top_k, top_p=repr(top_p), cfg_grow_conditioning=grow
     )
+    assert parse_chain(chain.to_text(), model) == chain
+
+
+def test_guidance_schedules_are_printed_and_parsed_and_texts_have_none(model: ModelFiles) -> None:
+    targets, curves = "tok_clip-tok_rgb-det", "linear-interval:0.2:0.8-linear"
+    chain = plan(model, target_domains=targets, autoregression_schemes="halton,halton,autoregressive",
+                 cfg_schedules=curves, cfg_scales="3")  # fmt: skip
+    assert [spec.guidance_curve for spec in chain.specs] == ["linear", "interval:0.2:0.8", "constant"]
+    assert {step.guidance for step in chain.steps if step.target == "det"} == {3.0}
     assert parse_chain(chain.to_text(), model) == chain
 
 

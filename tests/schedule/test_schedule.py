@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import ScheduleError
 from fourm.schedule.chain import Branch, TargetSpec, make_chain
-from fourm.schedule.schemes import MIN_TEMPERATURE, TOKEN_CURVES, parse_temperature_curve
+from fourm.schedule.schemes import MIN_TEMPERATURE, TOKEN_CURVES
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_chains_are_the_recorded_ones(recorded: dict[str, Any]) -> None:
 
 def test_settings_that_the_reference_rejects_are_rejected(recorded: dict[str, Any]) -> None:
     cases = [case for case in recorded["chained"] if "error" in case]
-    assert len(cases) == 6
+    cases = [case for case in cases if case["args"]["cfg_schedules"] != ["linear"]]  # we have that curve
+    assert len(cases) == 5
     for case in cases:
         with pytest.raises(ScheduleError, match=r"^tok_clip@224: "):
             specs_of(case["args"])
@@ -72,7 +73,7 @@ totals = st.integers(1, 800)
 
 @given(
     st.sampled_from(["constant", "linear", "onex:0.1:0.5", "onex:0:3", "onex:2:1e-3"]),
-    st.sampled_from(["maskgit", "roar"]),
+    st.sampled_from(["maskgit", "roar", "halton"]),
     st.sampled_from(sorted(TOKEN_CURVES)),
     counts_of_steps,
     totals,
@@ -81,10 +82,10 @@ totals = st.integers(1, 800)
 def test_every_step_of_a_chain_fixes_tokens_at_a_temperature_in_range(
     course: str, scheme: str, curve: str, num_steps: int, total: int, temp: float
 ) -> None:
-    chain = make_chain([TargetSpec("x", total, scheme, num_steps, curve, temp, course)], [])
+    chain = make_chain([TargetSpec("x", total, scheme, num_steps, curve, temp, course, grid=(1, total))], [])
     assert sum(step.num_tokens for step in chain.steps) == total
     assert all(step.num_tokens > 0 for step in chain.steps)
-    low, high = sorted([temp, parse_temperature_curve(course)[1][0] if "onex" in course else 0.0])
+    low, high = sorted([temp, float(course.split(":")[1]) if "onex" in course else 0.0])
     for step in chain.steps:
         assert math.isfinite(step.temperature)
         assert low - 1e-9 <= step.temperature <= max(high, MIN_TEMPERATURE) + 1e-9
@@ -113,6 +114,46 @@ def test_scale_one_or_nothing_to_guide_is_a_plain_pass() -> None:
 def test_scale_zero_keeps_only_the_unconditional_pass() -> None:
     step = make_chain([spec("a", 0.0)], ["caption"]).steps[0]
     assert (step.guided, step.branches, step.guidance) == (frozenset(["caption"]), (), 0.0)
+
+
+def curved(curve: str, guidance: float = 3.0, steps: int = 5, tokens: int = 20) -> TargetSpec:
+    return TargetSpec("a", tokens, "roar", steps, guidance=guidance, guidance_curve=curve)
+
+
+@pytest.mark.parametrize(
+    ("curve", "scales"),
+    [("linear", [1.0, 1.5, 2.0, 2.5, 3.0]), ("interval:0.2:0.8", [1.0, 3.0, 3.0, 3.0, 1.0])],
+)
+def test_a_step_without_guidance_has_no_branches(curve: str, scales: list[float]) -> None:
+    steps = make_chain([curved(curve)], ["caption"]).steps
+    assert [step.guidance for step in steps] == scales
+    for step, scale in zip(steps, scales, strict=True):
+        guided = frozenset(["caption"] if scale != 1 else [])
+        assert (step.guided, step.branches) == (guided, (Branch(guided, scale),) if guided else ())
+
+
+def test_guidance_over_the_whole_interval_is_constant_and_steps_without_tokens_do_not_count() -> None:
+    whole, constant = (make_chain([curved(c)], ["caption"]).steps for c in ("interval:0:1", "constant"))
+    assert whole == constant
+    few = make_chain([curved("linear", steps=9, tokens=3)], ["caption"])
+    assert [step.guidance for step in few.steps] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("curve", ["linear", "interval:0:0.5", "interval:0.5:1"])
+def test_samples_of_which_a_part_is_given_have_the_curve_over_their_own_steps(curve: str) -> None:
+    specs = [curved(curve), TargetSpec("b", 20, "halton", 4, "arccos", guidance_curve=curve, grid=(4, 5))]
+    chain = make_chain(specs, ["caption"])
+    own = chain.for_counts({"a": 3})
+    alone = make_chain([curved(curve, tokens=3), specs[1]], ["caption"])
+    assert [(s.num_tokens, s.guided, s.branches) for s in own.steps] == [
+        (s.num_tokens, s.guided, s.branches) for s in alone.steps
+    ]
+    assert chain.for_counts({}) == chain
+
+
+def test_a_scheme_with_a_fixed_order_needs_the_grid() -> None:
+    with pytest.raises(ScheduleError, match="'halton' needs the rows and columns"):
+        TargetSpec("a", 20, "halton", 4)
 
 
 def test_finished_targets_join_the_guided_ones_if_the_model_reads_them() -> None:

@@ -88,6 +88,12 @@ def test_validate_says_what_the_run_costs(model: str, empty_cache: Path) -> None
     assert "forward passes per sample" in run("validate", "--model", model)
 
 
+@pytest.mark.parametrize(("curve", "passes"), [("constant", 10), ("linear", 9), ("interval:0.2:0.8", 8)])
+def test_steps_without_guidance_cost_one_pass(model: str, curve: str, passes: int) -> None:
+    target = f"tok_rgb:scheme=halton,steps=5,token-schedule=arccos,cfg=3,cfg-schedule={curve}"
+    assert json.loads(run("validate", "--model", model, "--target", target, "--json"))["passes"] == passes
+
+
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.is_model])
 def test_every_released_model_is_planned_with_nothing_on_this_machine(name: str, empty_cache: Path) -> None:
     words = ("--cond", "tok_rgb@224", "--targets", "tok_rgb@448") if "sr" in name else ()
