@@ -36,7 +36,8 @@ class GridDecoder:
         """
         target, reads, seen = steps[0].target, self.branches.network.reads, None
         slot, mask = batch.slots[target], masks.slots[target]
-        uniforms, known, others = self._uniforms(noise, steps, slot), list[int](), dict[str, Parts]()
+        uniforms = self._uniforms(noise, steps, slot, dials[steps[0].index].ranks)
+        known, others = list[int](), dict[str, Parts]()
         for step in steps:
             started, dial = time.perf_counter(), dials[step.index]
             if not dial.fixed:
@@ -55,10 +56,12 @@ class GridDecoder:
             yield Progress(step, batch, dial.fixed, total - left, total, seconds, sound)
         return batch
 
-    def _uniforms(self, noise: Noise, steps: Sequence[Step], slot: Slot) -> dict[int, Tensor]:
+    def _uniforms(
+        self, noise: Noise, steps: Sequence[Step], slot: Slot, ranks: Tensor | None
+    ) -> dict[int, Tensor]:
         """For each step by index, uniforms (2, B, L): those for the order of positions, and for drawing.
 
-        Where the scheme has a fixed order, its ranks are in place of the former.
+        ranks: those of a fixed order (`Dial`), which are then in place of the former.
         """
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         indices = [step.index for step in steps]
@@ -70,11 +73,8 @@ class GridDecoder:
         else:  # all at once, since each call starts many kernels
             rows = torch.arange(indices[0], indices[-1] + 1, device=places.device).unsqueeze(1)
             both = [*torch.stack([noise.uniforms(rows, use, places) for use in (ORDER, DRAW)], dim=1)]
-        if ranks := SCHEMES[steps[0].scheme].ranks:
-            target = steps[0].target
-            grid = next(spec.grid for spec in self.chain.specs if spec.target == target and spec.grid)
-            order = torch.tensor(ranks(*grid), dtype=torch.float32, device=places.device)
-            both = [torch.stack([order.expand_as(one[DRAW]), one[DRAW]]) for one in both]
+        if ranks is not None:
+            both = [torch.stack([ranks.expand_as(one[DRAW]), one[DRAW]]) for one in both]
         return dict(zip(indices, both, strict=True))
 
     def _embed_others(self, batch: Batch, step: Step) -> dict[str, "Parts"]:

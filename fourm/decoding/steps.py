@@ -74,10 +74,11 @@ class Dial:
     fixed: int  # tokens that it fixes
     whole: Tensor  # (2,) int64: `asked` and `fixed`
     parts: Tensor  # (1 + n,) float32: the temperature, and the weights of the branches
+    ranks: Tensor | None  # (L,) float32: the place of each position where the scheme has a fixed order
 
 
 def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial]:
-    """The dials of all steps of image targets by index; tensors go to the device in two copies.
+    """The dials of all steps of image targets by index; tensors go to the device in few copies.
 
     masks: a batch on the host. ValueError: rows have different numbers of tokens to decode.
     """
@@ -98,8 +99,15 @@ def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial
         numbers = [step.temperature, *(branch.weight for branch in step.branches)]
         parts[row, : len(numbers)] = torch.tensor(numbers)
     whole, parts = whole.to(device), parts.to(device)
+    ranks = {
+        spec.target: torch.tensor(number(*spec.grid), dtype=torch.float32).to(device)
+        for spec in chain.specs
+        if spec.grid and (number := SCHEMES[spec.scheme].ranks)
+    }
     return {
-        step.index: Dial(*counts[step.index], whole[row], parts[row, : 1 + len(step.branches)])
+        step.index: Dial(
+            *counts[step.index], whole[row], parts[row, : 1 + len(step.branches)], ranks.get(step.target)
+        )
         for row, step in enumerate(steps)
     }
 
