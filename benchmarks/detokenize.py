@@ -44,7 +44,7 @@ def random_detokenizer(device: torch.device, config: Mapping[str, object] = CONF
         tokenizer = build_tokenizer(read_config(config), TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
     torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.requires_grad_(False).eval()
+    return tokenizer.set_network_dtype(torch.float32).requires_grad_(False).eval()
 
 
 def seconds_per_picture(tokenizer: DiVAE, batch: int, steps: int, device: torch.device) -> float:
@@ -67,7 +67,7 @@ def evaluate_once(tokenizer: DiVAE, device: torch.device) -> Tensor:
     tokens = torch.arange(196, device=device).view(1, 14, 14)
     assert tokenizer.decoder is not None
     condition = tokenizer.decoder.condition(tokenizer.lookup(tokens), (224, 224))
-    return tokenizer.decoder(x, torch.tensor(500, device=device), condition)
+    return tokenizer.decoder(x, tokenizer.decoder.embed_time(torch.tensor(500, device=device)), condition)
 
 
 def time_it(args: argparse.Namespace) -> None:

@@ -2,11 +2,13 @@
 
 Tensors are converted or moved a few at a time from a mapped file, so that a network never lies in memory
 twice. Where nothing changes (float32 on a CPU), its parameters are the mapped file itself: several processes
-share the pages, and the file must stay as it is while they run.
+share the pages, and the file must stay as it is while they run. Diffusion decoders are copied, see
+`DiVAE.converted`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +37,7 @@ def load_model(
 ) -> FourM:
     """The transformer of a model folder or file, ready for inference."""
     model, sources = _fit_model(files)
-    return _filled(model, sources, files.weights, device, lambda _: dtype)
+    return _filled(model, sources, files.weights, device, lambda _, tensor: tensor.to(device, dtype))
 
 
 def load_tokenizer(
@@ -44,7 +46,8 @@ def load_tokenizer(
 ) -> AnyTokenizer:  # fmt: skip
     """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
     tokenizer, sources = _fit_tokenizer(path, part)
-    return _filled(tokenizer, sources, weights_of(path), device, lambda name: tokenizer.dtype_of(name, dtype))
+    convert = partial(tokenizer.converted, device=device, dtype=dtype)
+    return _filled(tokenizer, sources, weights_of(path), device, convert)
 
 
 def tokenizer_config(path: Path) -> VQConfig:
@@ -153,9 +156,12 @@ def _outlines(path: Path) -> dict[str, Tensor]:
 
 def _filled(
     module: _Network, sources: Mapping[str, str], path: Path, device: str | torch.device,
-    dtype_of: Callable[[str], torch.dtype],
+    convert: Callable[[str, Tensor], Tensor],
 ) -> _Network:  # fmt: skip
-    """A module from meta with the tensors of a file, by the names in `sources`, in evaluation mode."""
+    """A module from meta with the tensors of a file, by the names in `sources`, in evaluation mode.
+
+    convert: from the name of a tensor of floats, and its values, to those that the module keeps.
+    """
     targets = dict[str, list[str]]()
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
@@ -166,11 +172,12 @@ def _filled(
         mapped = _read(path, group)  # anew for each group: a mapping that is closed takes its pages along
         for name in tuple(mapped):
             tensor = mapped.pop(name)
-            dtype = dtype_of(targets[name][0]) if tensor.is_floating_point() else tensor.dtype
             # A sum finds NaN and infinity in one pass and asks for no memory; it may itself be too large.
             if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
                 spoilt.append(f"'{name}'")
-            state |= dict.fromkeys(targets[name], tensor.to(device, dtype))
+            is_float = tensor.is_floating_point()
+            kept = convert(targets[name][0], tensor) if is_float else tensor.to(device)
+            state |= dict.fromkeys(targets[name], kept)
     if spoilt:
         raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
     module.load_state_dict(state, strict=True, assign=True)

@@ -1,7 +1,7 @@
 """Tokenizers that decode by diffusion: recorded calls and whole runs, released tensors, noise, sizes."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError
@@ -91,7 +91,7 @@ def test_every_recorded_call_of_a_decoder_is_reproduced(golden: Path, folder: st
         condition = tokenizer.decoder.condition(
             cases[f"{name}.condition"], size, cases.get(f"{name}.cond_mask")
         )
-        got = tokenizer.decoder(sample, cases[f"{name}.timestep"], condition)
+        got = tokenizer.decoder(sample, tokenizer.decoder.embed_time(cases[f"{name}.timestep"]), condition)
         assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.std()), name
 
 
@@ -364,3 +364,25 @@ def test_a_whole_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
     assert isinstance(loaded, DiVAE)
     wanted = whole.decode_tokens(tokens, lambda _: noise, steps=3)
     assert torch.equal(loaded.decode_tokens(tokens, lambda _: noise, steps=3), wanted)
+
+
+@pytest.mark.parametrize("decoder", ["unet_patched", "uvit_b_p4_f16"])
+def test_a_loaded_decoder_has_channels_last_and_decodes_the_same_bits(tmp_path: Path, decoder: str) -> None:
+    wide = {} if decoder == "unet_patched" else {"block_out_channels": [32, 32], "mid_layers": 1}
+    sizes = wide or {"model_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 2]}
+    torch.manual_seed(0)
+    config = {**asdict(TINY), "dec_type": decoder, "dec_structure": sizes, "has_encoder": False}
+    plain = build_tokenizer(read_config(config))
+    assert isinstance(plain, DiVAE)
+    torch.nn.init.normal_(plain.state_dict()["quantize._codebook.embed"])
+    save_file(plain.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, DiVAE)
+    assert loaded.decoder is not None
+    kernels = [p for p in loaded.decoder.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    tokens, noise = torch.arange(16).view(1, 4, 4), torch.randn(1, 3, 32, 32)
+    steps = [list(one.sample(tokens, lambda _: noise, 4)) for one in (plain.eval(), loaded)]
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

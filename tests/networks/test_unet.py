@@ -64,7 +64,7 @@ def test_every_recorded_intermediate_result_is_reproduced(golden: Path) -> None:
     x = cases["scalar_t.sample"]
     with torch.no_grad():
         condition = network.condition(cases["scalar_t.condition"], (x.shape[-2], x.shape[-1]))
-        taken["final_output"] = network(x, cases["scalar_t.timestep"], condition)
+        taken["final_output"] = network(x, network.embed_time(cases["scalar_t.timestep"]), condition)
     # The first convolution is split between the two methods, and what leaves it is its module's no more.
     taps = [key for key in cases if key.startswith("tap.") and key != "tap.input_blocks.0"]
     for key in taps:
@@ -79,7 +79,7 @@ def test_the_first_convolution_sees_pixels_then_latents() -> None:
     first = network.input_blocks[0][0]
     seen = dict[str, Tensor]()
     network.input_blocks[1].register_forward_pre_hook(lambda _, args: seen.update(h=args[0]))
-    network(x, t, network.condition(quant, SIZE))
+    network(x, network.embed_time(t), network.condition(quant, SIZE))
     joined = torch.cat([F.pixel_unshuffle(x, 2), F.interpolate(quant, size=(4, 8), mode="nearest")], dim=1)
     torch.testing.assert_close(seen["h"], F.conv2d(joined, first.weight, first.bias, padding=1))
 
@@ -91,7 +91,14 @@ def test_latents_under_the_mask_are_zeros() -> None:
     masked = network.condition(quant, SIZE, mask)
     assert torch.equal(masked, network.condition(quant * ~mask.unsqueeze(1), SIZE))
     assert torch.equal(network.condition(quant, SIZE, mask & False), network.condition(quant, SIZE))
-    changed = (network(x, t, masked) - network(x, t, network.condition(quant, SIZE))).abs().amax((1, 2, 3))
+    changed = (
+        (
+            network(x, network.embed_time(t), masked)
+            - network(x, network.embed_time(t), network.condition(quant, SIZE))
+        )
+        .abs()
+        .amax((1, 2, 3))
+    )
     assert (changed > 0).tolist() == [False, True, False]
 
 
@@ -105,20 +112,22 @@ def test_latents_of_any_grid_are_repeated_to_the_patches() -> None:
 
 def test_a_batch_is_its_rows_and_one_timestep_stands_for_all() -> None:
     network, (x, t, quant) = small(), inputs()
-    together = network(x, t, network.condition(quant, SIZE))
+    together = network(x, network.embed_time(t), network.condition(quant, SIZE))
     for row in range(3):
         one = slice(row, row + 1)
-        alone = network(x[one], t[one], network.condition(quant[one], SIZE))
+        alone = network(x[one], network.embed_time(t[one]), network.condition(quant[one], SIZE))
         assert float((alone - together[one]).abs().max()) <= 1e-5 * float(together.std())
     condition = network.condition(quant, SIZE)
-    shared = network(x, torch.tensor(417), condition)
-    assert float((shared - network(x, torch.full((3,), 417), condition)).abs().max()) <= 1e-5
-    assert float((shared - network(x, torch.tensor(3), condition)).abs().max()) > 1e-2
+    shared = network(x, network.embed_time(torch.tensor(417)), condition)
+    assert (
+        float((shared - network(x, network.embed_time(torch.full((3,), 417)), condition)).abs().max()) <= 1e-5
+    )
+    assert float((shared - network(x, network.embed_time(torch.tensor(3)), condition)).abs().max()) > 1e-2
 
 
 def test_every_parameter_has_a_share_in_the_output() -> None:
     network, (x, t, quant) = small().requires_grad_(True), inputs()
-    network(x, t, network.condition(quant, SIZE)).square().sum().backward()
+    network(x, network.embed_time(t), network.condition(quant, SIZE)).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
 
 
@@ -126,9 +135,9 @@ def test_every_parameter_has_a_share_in_the_output() -> None:
 def test_half_precision_stays_close(dtype: torch.dtype, limit: float) -> None:
     x, t, quant = inputs()
     network = small()
-    wanted = network(x, t, network.condition(quant, SIZE))
+    wanted = network(x, network.embed_time(t), network.condition(quant, SIZE))
     network = network.to(dtype)
-    got = network(x, t, network.condition(quant, SIZE))
+    got = network(x, network.embed_time(t), network.condition(quant, SIZE))
     assert got.dtype == torch.float32
     assert bool(got.isfinite().all())
     assert float((got - wanted).square().mean().sqrt() / wanted.std()) < limit
@@ -146,10 +155,10 @@ def test_groups_are_normalised_in_float32() -> None:
 def test_the_layout_of_memory_changes_no_more_than_rounding(channels_last: bool) -> None:
     x, t, quant = inputs()
     network = small()
-    wanted = network(x, t, network.condition(quant, SIZE))
+    wanted = network(x, network.embed_time(t), network.condition(quant, SIZE))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network, x = network.to(memory_format=layout), x.contiguous(memory_format=layout)
-    got = network(x, t, network.condition(quant, SIZE))
+    got = network(x, network.embed_time(t), network.condition(quant, SIZE))
     assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.std())
 
 
@@ -159,7 +168,7 @@ def test_levels_without_blocks_and_without_attention_are_networks_too() -> None:
     network = small(shape)
     assert network.multiple == 8
     x, t, quant = inputs()
-    assert network(x, t, network.condition(quant, SIZE)).shape == x.shape
+    assert network(x, network.embed_time(t), network.condition(quant, SIZE)).shape == x.shape
 
 
 @pytest.mark.parametrize("changes", [{"model_channels": 48}, {"channel_mult": []}, {"patch_size": 0}])

@@ -96,15 +96,20 @@ def test_a_batch_is_its_rows_and_hidden_latents_have_no_say(conditioning: str) -
     x, quant = torch.randn(3, 3, 32, 32, generator=g), torch.randn(3, 6, 2, 2, generator=g)
     t = torch.tensor([3, 500, 999])
     mask = torch.tensor([[[True, False], [False, True]], [[False] * 2] * 2, [[True] * 2] * 2])
-    whole = network(x, t, network.condition(quant, (32, 32), mask))
+    whole = network(x, network.embed_time(t), network.condition(quant, (32, 32), mask))
     for row in range(3):
         one = slice(row, row + 1)
-        alone = network(x[one], t[one], network.condition(quant[one], (32, 32), mask[one]))
+        alone = network(
+            x[one], network.embed_time(t[one]), network.condition(quant[one], (32, 32), mask[one])
+        )
         torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-5)
     other = quant.masked_fill(~mask.unsqueeze(1), 0) * 5 + quant.masked_fill(mask.unsqueeze(1), 0)
-    changed = network(x, t, network.condition(other, (32, 32), mask))
+    changed = network(x, network.embed_time(t), network.condition(other, (32, 32), mask))
     torch.testing.assert_close(changed[:2], whole[:2], rtol=1e-4, atol=1e-5)
-    assert float((network(x, t, network.condition(quant, (32, 32))) - whole).abs().max()) > 1e-4
+    assert (
+        float((network(x, network.embed_time(t), network.condition(quant, (32, 32))) - whole).abs().max())
+        > 1e-4
+    )
 
 
 def test_a_row_whose_latents_are_all_hidden_reads_the_mean_of_them() -> None:
@@ -114,11 +119,15 @@ def test_a_row_whose_latents_are_all_hidden_reads_the_mean_of_them() -> None:
         torch.randn(1, 6, 2, 2, generator=g),
         torch.tensor(9),
     )
-    got = network(x, t, network.condition(quant, (32, 32), torch.ones(1, 2, 2, dtype=torch.bool)))
+    got = network(
+        x, network.embed_time(t), network.condition(quant, (32, 32), torch.ones(1, 2, 2, dtype=torch.bool))
+    )
     for name, parameter in network.named_parameters():
         if "cross_attn.q." in name:
             parameter.zero_()  # then all scores are equal
-    torch.testing.assert_close(got, network(x, t, network.condition(quant, (32, 32))), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got, network(x, network.embed_time(t), network.condition(quant, (32, 32))), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("conditioning", "name"), [("concat", "mid_cond_proj"), ("xattn", "kv")])
@@ -139,9 +148,9 @@ def test_what_no_step_changes_is_computed_once(conditioning: str, name: str) -> 
 def test_half_precision_stays_close(conditioning: str, dtype: torch.dtype, limit: float) -> None:
     network, g = small(conditioning), torch.Generator().manual_seed(1)
     x, quant = torch.randn(1, 3, 32, 32, generator=g), torch.randn(1, 6, 2, 2, generator=g)
-    wanted = network(x, torch.tensor(300), network.condition(quant, (32, 32)))
+    wanted = network(x, network.embed_time(torch.tensor(300)), network.condition(quant, (32, 32)))
     network.to(dtype)
-    got = network(x, torch.tensor(300), network.condition(quant, (32, 32)))
+    got = network(x, network.embed_time(torch.tensor(300)), network.condition(quant, (32, 32)))
     assert got.dtype == torch.float32
     assert float((got - wanted).std() / wanted.std()) < limit
 
@@ -224,4 +233,9 @@ def test_whatever_a_config_says_is_refused_or_computes(key: str, value: object, 
         assert isinstance(network, UViT)
         size = (network.multiple, 2 * network.multiple)
         x = torch.zeros(2, 3, *size)
-        assert network(x, torch.zeros(2), network.condition(torch.zeros(2, 6, 1, 2), size)).shape == x.shape
+        assert (
+            network(
+                x, network.embed_time(torch.zeros(2)), network.condition(torch.zeros(2, 6, 1, 2), size)
+            ).shape
+            == x.shape
+        )

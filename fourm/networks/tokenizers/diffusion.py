@@ -26,6 +26,7 @@ from fourm.networks.tokenizers.vq import Tokenizer
 Decoder = PatchedUNet | UViT
 Shape = TypeVar("Shape", UNetShape, UViTShape)
 SHIFTED_COSINE = "shifted_cosine:"
+_TIMES = 64  # timesteps embedded at once: more would take memory. On CPUs one, whose bits know no neighbours
 MODES = ("trailing", "leading", "linspace")
 
 
@@ -223,6 +224,13 @@ class DiVAE(Tokenizer):
             else:
                 self.decoder = UViT(_shape(UVITS, UViTShape, config), *sizes, config.conditioning)
 
+    def converted(self, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+        """The decoder is copied, its convolutions with channels last: else each step would reorder them."""
+        if not name.startswith("decoder."):
+            return super().converted(name, tensor, device, dtype)
+        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+        return tensor.to(device, self.dtype_of(name, dtype), copy=True, memory_format=layout)
+
     def output_shape(self, grid: Size) -> tuple[int, int, int]:
         """(C, H, W) of the value of a grid (h, w) of tokens."""
         height, width = (n * pixels for n, pixels in zip(grid, self.config.patch_size, strict=True))
@@ -262,11 +270,12 @@ class DiVAE(Tokenizer):
         def run() -> Iterator[Tensor]:
             state = State(draw(0))
             times = torch.tensor([step.timestep for step in planned], device=quant.device)
+            embedded = _embed_times(decoder, times)
             with torch.no_grad():
                 condition = decoder.condition(quant, (height, width))
             for index, step in enumerate(planned):
                 with torch.no_grad():
-                    output = decoder(state.x, times[index], condition)
+                    output = decoder(state.x, next(embedded), condition)
                     state = self.sampler.advance(output, step, state, partial(draw, index + 1))
                 yield state.x
 
@@ -278,6 +287,12 @@ class DiVAE(Tokenizer):
         """The result of `sample`."""
         *_, last = self.sample(tokens, draws, steps, size)
         return last
+
+
+def _embed_times(decoder: Decoder, t: Tensor) -> Iterator[Tensor]:
+    """(T,) -> what the decoder takes for each timestep, (1, E)."""
+    for part in torch.split(t, 1 if t.device.type == "cpu" else _TIMES):
+        yield from torch.split(decoder.embed_time(part), 1)
 
 
 def make_sampler(config: DiVAEConfig) -> Sampler:

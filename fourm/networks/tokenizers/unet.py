@@ -87,34 +87,44 @@ class PatchedUNet(nn.Module):
         weight = first.weight[:, -quant.shape[1] :]
         return F.conv2d(latents.contiguous(memory_format=torch.channels_last), weight, first.bias, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x (B, C, H, W), t () or (B,), from `condition` -> (B, C, H, W) float32."""
+    def embed_time(self, t: Tensor) -> Tensor:
+        """What all residual blocks add at timesteps t, () or (T,) -> (1 or T, sum of their widths)."""
+        time = timestep_embedding(t, self.shape.model_channels).to(self._first.weight.dtype)
+        emb = F.silu(self.time_embed(time))
+        return torch.cat([block.emb_layers(emb) for block in self._residual_blocks()], dim=1)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """x (B, C, H, W), time (1 or B, E) from `embed_time`, from `condition` -> (B, C, H, W) float32."""
         first, patch = self._first, self.shape.patch_size
         patches = F.pixel_unshuffle(x.to(first.weight.dtype), patch)
         patches = patches.contiguous(memory_format=torch.channels_last)  # which convolutions prefer
-        time = timestep_embedding(t, self.shape.model_channels)
-        emb = F.silu(self.time_embed(time.to(first.weight.dtype)))
+        widths = [block.width for block in self._residual_blocks()]
+        shifts = iter(torch.split(time[:, :, None, None], widths, dim=1))
         h = condition + F.conv2d(patches, first.weight[:, : patches.shape[1]], padding=1)
         skips = [h]
         for block in list(self.input_blocks)[1:]:
-            skips.append(h := block(h, emb))
-        h = self.middle_block(h, emb)
+            skips.append(h := block(h, shifts))
+        h = self.middle_block(h, shifts)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+            h = block(torch.cat([h, skips.pop()], dim=1), shifts)
         return F.pixel_shuffle(self.out(h), patch).float()
 
     @property
     def _first(self) -> nn.Conv2d:
         return cast("nn.Conv2d", cast("Block", self.input_blocks[0])[0])
 
+    def _residual_blocks(self) -> list["UNetResBlock"]:
+        """In the order of their work."""
+        return [module for module in self.modules() if isinstance(module, UNetResBlock)]
+
 
 class Block(nn.ModuleList):
     """Layers in a row, some of which look at the time."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, h, w), emb (1 or B, E) -> (B, C', h', w')."""
+    def forward(self, x: Tensor, shifts: Iterator[Tensor]) -> Tensor:
+        """x (B, C, h, w), of which residual blocks take the next shift each -> (B, C', h', w')."""
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, UNetResBlock) else layer(x)
+            x = layer(x, next(shifts)) if isinstance(layer, UNetResBlock) else layer(x)
         return x
 
 
@@ -123,15 +133,16 @@ class UNetResBlock(nn.Module):
 
     def __init__(self, width: int, out: int, wide: int) -> None:
         super().__init__()
+        self.width = out
         self.in_layers = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(wide, out))
         conv = nn.Conv2d(out, out, 3, padding=1)
         self.out_layers = nn.Sequential(GroupNorm(out), nn.SiLU(), nn.Identity(), conv)
         self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, h, w), emb (1 or B, E) after its activation -> (B, C', h, w)."""
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """x (B, C, h, w), shift (1 or B, C', 1, 1) from `emb_layers` -> (B, C', h, w)."""
+        h = self.in_layers(x) + shift
         return self.skip_connection(x) + self.out_layers(h)
 
 

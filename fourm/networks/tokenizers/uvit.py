@@ -1,6 +1,7 @@
 """The UViT decoder of diffusion tokenizers: convolutions around a transformer (Hoogeboom et al. 2023)."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -119,24 +120,34 @@ class UViT(nn.Module):
         grid = (size[0] // self.multiple, size[1] // self.multiple)
         return self.mid_block.condition(quant.to(self.conv_in.weight.dtype), grid, cond_mask)
 
-    def forward(self, x: Tensor, t: Tensor, condition: UViTCondition) -> Tensor:
-        """x (B, C, H, W), t () or (B,) -> (B, C, H, W) float32."""
+    def embed_time(self, t: Tensor) -> Tensor:
+        """What all blocks need to know of timesteps t, () or (T,) -> (1 or T, sum of their widths)."""
+        time = timestep_embedding(t, self.shape.block_out_channels[0]).to(self.conv_in.weight.dtype)
+        emb = F.silu(self.time_embedding(time))
+        return torch.cat([block.embed_time(emb) for block in self._timed_blocks()], dim=1)
+
+    def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
+        """x (B, C, H, W), time (1 or B, E) from `embed_time`, from `condition` -> (B, C, H, W) float32."""
         dtype = self.conv_in.weight.dtype
-        time = F.silu(self.time_embedding(timestep_embedding(t, self.shape.block_out_channels[0]).to(dtype)))
+        times = iter(torch.split(time, [block.time_width for block in self._timed_blocks()], dim=1))
         x = self.conv_in(x.to(dtype).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for level in self.down_blocks:
             for block in level.get_submodule("resnets").children():
-                skips.append(x := block(x, time))
+                skips.append(x := block(x, next(times)))
             for sampler in level.get_submodule("downsamplers").children():
                 skips.append(x := sampler(x))
-        x = self.upsample_mid(self.mid_block(self.downsample_mid(x), time, condition))
+        x = self.upsample_mid(self.mid_block(self.downsample_mid(x), times, condition))
         for level in self.up_blocks:
             for block in level.get_submodule("resnets").children():
-                x = block(torch.cat([x, skips.pop()], dim=1), time)
+                x = block(torch.cat([x, skips.pop()], dim=1), next(times))
             for sampler in level.get_submodule("upsamplers").children():
                 x = sampler(x)
         return self.conv_out(F.silu(self.conv_norm_out(x))).float()
+
+    def _timed_blocks(self) -> list["UViTResBlock | TransformerBlock"]:
+        """In the order of their work."""
+        return [block for block in self.modules() if isinstance(block, UViTResBlock | TransformerBlock)]
 
 
 class UViTResBlock(nn.Module):
@@ -144,14 +155,19 @@ class UViTResBlock(nn.Module):
 
     def __init__(self, shape: UViTShape, width: int, out: int, wide: int) -> None:
         super().__init__()
+        self.time_width = out
         self.norm1, self.conv1 = _norm(shape, width), nn.Conv2d(width, out, 3, padding=1)
         self.time_emb_proj = nn.Linear(wide, out)
         self.norm2, self.conv2 = _norm(shape, out), nn.Conv2d(out, out, 3, padding=1)
         self.conv_shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
+    def embed_time(self, emb: Tensor) -> Tensor:
+        """(T, E) after its activation -> (T, C')."""
+        return self.time_emb_proj(emb)
+
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C', h, w)."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
+        """x (B, C, h, w), time (1 or B, C') from `embed_time` -> (B, C', h, w)."""
+        h = self.conv1(F.silu(self.norm1(x))) + time[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
@@ -196,13 +212,13 @@ class Transformer(nn.Module):
             mask = Mask.of((~hidden | nothing)[:, 0, 0], quant.dtype, all_see=True)
         return rearrange(table, "b d h w -> b (h w) d"), contexts, mask
 
-    def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
-        """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C, h, w)."""
+    def forward(self, x: Tensor, times: Iterator[Tensor], condition: UViTCondition) -> Tensor:
+        """x (B, C, h, w), of which blocks take the next time each -> (B, C, h, w)."""
         added, contexts, mask = condition
         y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + added
         skips, half = list[Tensor](), len(self.mid_block) // 2
         for index, (block, context) in enumerate(zip(self.mid_block, contexts, strict=True)):
-            y = block(y, time, context, mask, skips.pop() if block.skip_linear is not None else None)
+            y = block(y, next(times), context, mask, skips.pop() if block.skip_linear is not None else None)
             if index < half:
                 skips.append(y)
         return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])
@@ -214,6 +230,7 @@ class TransformerBlock(Block):
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
         super().__init__()
         dim, parts = shape.mid_dim, 3 if context_width else 2
+        self.time_width = 3 * parts * dim
         sizes = (dim, shape.mid_num_heads, int(dim * shape.mid_mlp_ratio))
         blocks = BlockConfig(*sizes, qkv_bias=shape.mid_qkv_bias, norm_eps=1e-5)
         self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), Mlp(blocks)
@@ -231,14 +248,18 @@ class TransformerBlock(Block):
         """Keys and values (B, H, M, d) of latents (B, M, D')."""
         return self.cross_attn.keys_values(self.context_norm(context))
 
+    def embed_time(self, emb: Tensor) -> Tensor:
+        """(T, E) after its activation -> (T, `time_width`): shifts and scales, then gates."""
+        return torch.cat([self.adaLN_modulation(emb), self.adaLN_gate(emb)], dim=1)
+
     def forward(
         self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, mask: Mask | None,
         skip: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """x (B, N, D), time (1 or B, E), keys and values of the latents, an earlier block's result."""
+        """x (B, N, D), time from `embed_time`, keys and values of the latents, an earlier block's result."""
         parts, look = (2, self.attn) if context is None else (3, self.self_attn)
-        changes = self.adaLN_modulation(time).unsqueeze(1).chunk(2 * parts, dim=-1)
-        gates = self.adaLN_gate(time).unsqueeze(1).chunk(parts, dim=-1)
+        both = time.unsqueeze(1).chunk(3 * parts, dim=-1)
+        changes, gates = both[: 2 * parts], both[2 * parts :]
         if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + gates[0] * look(_changed(self.norm1(x), *changes[:2]), None)

@@ -93,10 +93,14 @@ class Tokenizer(nn.Module):
         exact = IN_FLOAT32 if self.config.n_labels is None else LABELS_IN_FLOAT32
         return torch.float32 if name.startswith(exact) else dtype
 
+    def converted(self, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+        """A tensor of floats as a network of this dtype keeps it."""
+        return tensor.to(device, self.dtype_of(name, dtype))
+
     def set_network_dtype(self, dtype: torch.dtype) -> Self:
         """Encoder and decoder in dtype, as `dtype_of` says."""
         for name, parameter in self.named_parameters():
-            parameter.data = parameter.data.to(self.dtype_of(name, dtype))
+            parameter.data = self.converted(name, parameter.data, parameter.device, dtype)
         return self
 
 
