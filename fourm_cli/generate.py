@@ -321,6 +321,10 @@ def _repeat(
         )
         for record, model, chain, samples in runs
     ]  # fmt: skip
+    requests = [
+        replace(request, batch_size=request.batch_size or record.batch_size)
+        for request, (record, *_) in zip(requests, runs, strict=True)
+    ]
     doubts = replay.doubts([(record, model) for record, model, _, _ in runs])
     return requests, Dataset(tuple(requests[0].samples), tuple(doubts))
 

@@ -262,7 +262,8 @@ def _one_picture(path: Path) -> Replay:
         there = run.record
         same = (there.stage, there.options, there.seed) == (BASE, record.options, record.seed)
         if same and is_its_own and not run.is_older and run.find(key):
-            return Replay(path, replace(record, num_variations=there.num_variations), sr_run, run, key)
+            record = replace(record, num_variations=there.num_variations, batch_size=there.batch_size)
+            return Replay(path, record, sr_run, run, key)
     return Replay(path, record, sr_run, key=key, prompt=said.texts.get("prompt"))
 
 

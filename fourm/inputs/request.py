@@ -82,7 +82,7 @@ class Request:
     out: Path = NOWHERE
     num_variations: Annotated[int, Limits(1)] = 1
     seed: int = 0
-    batch_size: Annotated[int, Limits(1)] | None = None  # None: chosen from the size of the chain
+    batch_size: Annotated[int, Limits(1)] | None = None  # None: see `runs.device.fit_batch_size`
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = AUTO  # that of the run that is continued, else of the one before, else what suits the device
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits

@@ -7,7 +7,7 @@ PUBLIC = {
     "attention": "KVCache Mask set_attention",
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
     "layers": "compile_blocks",
-    "memory": "free_memory is_out_of_memory memory_error release_memory",
+    "memory": "free_memory is_out_of_memory memory_error release_memory total_memory",
     "model": "Context DecoderCache Embedded FourM FourMConfig",
     "precision": "arithmetic check_compiler choose_dtype torch_dtype",
     "state": """Batch S1_ID S2_ID Slot full_embedding full_grid full_pixels

@@ -1,9 +1,10 @@
-"""How much memory a device has free, and the errors that say that it ran out."""
+"""How much memory a device has and has free, and the errors that say that it ran out."""
 
 import errno
 import gc
 import math
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,12 +29,28 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits, groups = list[int](), list[tuple[str, str]]()
+    limits = [max(0, limit - used) for limit, used in _group_limits(root)]
     with suppress(*_UNREADABLE):
         limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
+    return min(limits, default=math.inf)
+
+
+def total_memory(device: torch.device, root: Path = Path("/")) -> float:
+    """All bytes that a device has, whoever uses them; as `free_memory` otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limits = [limit for limit, _ in _group_limits(root)]
+    with suppress(*_UNREADABLE):
+        limits.append(_number_after("MemTotal:", root / "proc/meminfo") * 1024)
+    return min(limits, default=math.inf)
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group of this process; those of parent groups count too."""
+    groups = list[tuple[str, str]]()
     with suppress(*_UNREADABLE):
         groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    for controllers, path in groups:  # of this process; the limits of parent groups count too
+    for controllers, path in groups:
         if controllers and "memory" not in controllers.split(","):
             continue
         top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
@@ -41,11 +58,9 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
         group = top / path.lstrip("/")
         while group.is_relative_to(top):
             with suppress(*_UNREADABLE):  # "max", for a group without a limit, is no number
-                free = int(_text(group / limit)) - int(_text(group / usage))
-                free += _number_after(cache, group / "memory.stat")  # file cache can be freed
-                limits.append(max(0, free))
+                used = int(_text(group / usage)) - _number_after(cache, group / "memory.stat")  # can be freed
+                yield int(_text(group / limit)), used
             group = group.parent
-    return min(limits, default=math.inf)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ from fourm.output.samples import Run, load_run
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
 # Fields of a record that may differ between a run and the one that resumes it.
-NOT_COMPARED = ("versions", "command", "device", "created", "options")
+NOT_COMPARED = ("versions", "command", "device", "created", "options", "batch_size")
 MAX_DIFFERENCES = 5  # named in the message that refuses to resume
 
 

@@ -60,6 +60,7 @@ class Launch:
     skipped: int = 0
     failed: int = 0
     seconds: float = 0.0
+    batch_size: int | None = None  # results per batch, before memory ran out
     halved_to: int | None = None  # samples per group after memory ran out; None: it did not
     only: tuple[str, ...] = ()  # keys of the samples that it was to make; (): all of its share
     files: Mapping[str, str] = field(default_factory=dict)  # at the end: sha256 of its other files, by suffix

@@ -83,6 +83,7 @@ class RunRecord:
     input: Input | None = None  # what the samples were read from; None: an older version made the folder
     fit: Fit = "crop"  # how pictures became squares
     restore: bool = False  # values are of whole pictures, not of squares
+    batch_size: Annotated[int, Limits(1)] | None = None  # None: an older version made the folder
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
     detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
 

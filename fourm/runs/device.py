@@ -12,7 +12,13 @@ from fourm.codecs.images import rows_at_once
 from fourm.errors import FourMError, UsageError
 from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
-from fourm.networks.memory import free_memory, is_out_of_memory, memory_error, release_memory
+from fourm.networks.memory import (
+    free_memory,
+    is_out_of_memory,
+    memory_error,
+    release_memory,
+    total_memory,
+)
 from fourm.networks.precision import choose_dtype
 from fourm.runs.events import Event, Halved
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
@@ -95,32 +101,40 @@ def resolve_dtype(request: Request, device: torch.device) -> str:
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:
-    """The requested batch size, or else 1 to 64 samples, as suits the device and its free memory.
+    """The batch size that is asked for; that of the run that is joined or continued; or a power of two.
 
-    The independent predictions (`passes`) of a text are decoded together, so a sample counts once for each.
+    That one is at most what still gains speed and what fits in all the memory of the device: it does not
+    depend on who else uses it now. The independent predictions (`passes`) of a text are decoded together, so
+    a sample counts once for each.
     """
     if request.batch_size:
         return request.batch_size
+    if (before := request.joined_record()) is not None and before.batch_size:
+        return before.batch_size
     passes = max((step.passes for step in request.chain.steps), default=1)
-    size = max(1, choose_rows(request, device) // passes)
-    free = free_memory(device)
-    while size > 1 and _cost(request, size, device).memory * _SURE > free:
+    size, total = _power_of_two(choose_rows(request, device) // passes), total_memory(device)
+    while size > 1 and _cost(request, size, device).memory * _SURE > total:
         size //= 2
     return size
 
 
 def choose_rows(request: Request, device: torch.device) -> int:
-    """The number of rows that suits a device, 1 to 64. A row has all tokens of one sample."""
+    """The number of rows that suits a device, a power of two up to 64. A row has all tokens of one sample."""
     registry = request.model.registry
     lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
     tokens = sum(lengths) + sum(request.chain.num_tokens.values())
-    return max(1, min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
+    return _power_of_two(min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
 
 
 def checked_batch_size(request: Request, device: torch.device) -> int:
-    """The batch size of a run; UsageError if the estimated memory is more than the device has free."""
+    """The batch size of a run; UsageError if the estimated memory is more than the device has free.
+
+    On a GPU a batch that nobody asked for may be too large, as it is halved when memory runs out; a system
+    without memory ends processes instead.
+    """
     batch_size = fit_batch_size(request, device)
     size = min(batch_size, max(1, len(request.samples) * request.num_variations))
+    size = 1 if device.type == "cuda" and request.batch_size is None else size
     cost = _cost(request, size, device)
     other = f"`batch_size={size // 2}`" if size > 1 else ""
     _check_free(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
@@ -155,6 +169,11 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
         request.chain, request.model, request.dtype, size, request.decode, tokenizer_rows,
         choose_rows(request, device),
     )  # fmt: skip
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is not above a number, at least 1."""
+    return 1 << max(number, 1).bit_length() - 1
 
 
 def _check_free(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:

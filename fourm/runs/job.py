@@ -213,7 +213,7 @@ def make_record(job: Job) -> RunRecord:
         samples=len(request.samples), input=request.input, num_variations=request.num_variations,
         variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
         decode=request.decode, detokenizer_steps=request.diffusion_steps, preview=request.preview,
-        detokenizer_solver=request.diffusion_solver, blend=request.blend,
+        detokenizer_solver=request.diffusion_solver, blend=request.blend, batch_size=job.batch_size,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         fit=request.fit, restore=request.restore, compile=request.compile,
         places=(*job.written, *extras),

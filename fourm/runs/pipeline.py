@@ -101,7 +101,8 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     started = time.perf_counter()
     out, world = request.out, request.world
     job = check(request)
-    launch, record = Launch(world.rank, world.size, now(), only=request.only), make_record(job)
+    launch = Launch(world.rank, world.size, now(), batch_size=job.batch_size, only=request.only)
+    record = make_record(job)
     joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
     joining.check()
     samples = sorted(request.samples, key=lambda sample: sample.key)

@@ -1,5 +1,6 @@
 """Devices, dtypes and batch sizes that are chosen, and those that are refused."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request, World
-from fourm.networks.memory import free_memory
+from fourm.networks.memory import free_memory, total_memory
 from fourm.runs.device import checked_batch_size, choose_device, fit_batch_size
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
@@ -51,14 +52,17 @@ def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
 def test_batches_hold_fewer_samples_when_samples_are_longer(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: math.inf)
+    monkeypatch.setattr("fourm.runs.device.total_memory", lambda _: math.inf)
     model = find_model(tiny)
     one, three = (
         Request(model, parse_chain(f"--cond none --targets {targets}", model), (), tmp_path)
         for targets in ("tok_rgb", "tok_rgb-tok_clip-tok_depth")
     )
     cpu = torch.device("cpu")
-    assert (fit_batch_size(one, cpu), fit_batch_size(three, cpu)) == (1024 // 64, 1024 // 192)
+    assert (fit_batch_size(one, cpu), fit_batch_size(three, cpu)) == (
+        1024 // 64,
+        4,
+    )  # a power of two, up to 1024 // 192
     assert fit_batch_size(one, torch.device("cuda")) == 64
 
 
@@ -111,7 +115,63 @@ def test_limits_of_cgroups_version_1_are_read(tmp_path: Path, limit: int, own: s
 
 
 def test_memory_that_nobody_tells_of_is_not_checked(tmp_path: Path) -> None:
-    assert free_memory(torch.device("cpu"), tmp_path) == math.inf
+    assert (
+        free_memory(torch.device("cpu"), tmp_path) == total_memory(torch.device("cpu"), tmp_path) == math.inf
+    )
+
+
+@pytest.mark.parametrize(("limit", "total"), [("max", 99 << 10), ("5000", 5000)])
+def test_all_memory_is_what_the_machine_or_a_limit_has(tmp_path: Path, limit: str, total: int) -> None:
+    linux(tmp_path, 1 << 10, {"": (limit, 4000, 0)})
+    assert total_memory(torch.device("cpu"), tmp_path) == total
+
+
+def test_only_one_sample_must_fit_in_what_others_leave_of_a_gpu(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that nobody asked for is the same, and is halved when memory runs out."""
+    model = find_model(tiny)
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    samples = tuple(Sample(Key("s", str(number))) for number in range(64))
+    request = Request(model, chain, samples, tmp_path, dtype="float32")
+    with emulated(monkeypatch):
+        gpu = torch.device("cuda:0")
+        few = round(estimate(chain, model).memory * 0.851)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (few, 80 << 30))
+        assert checked_batch_size(request, gpu) == 64
+        with pytest.raises(UsageError, match="`batch_size=32` needs less"):
+            checked_batch_size(replace(request, batch_size=64), gpu)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (1 << 20, 80 << 30))
+        with pytest.raises(UsageError, match="are free on cuda:0"):
+            checked_batch_size(request, gpu)
+
+
+def test_a_run_goes_on_in_the_batches_that_it_was_begun_with(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    words = ("generate", "a red circle", "--targets", "tok_rgb", "--steps", 1, "--no-decode",
+             "--num-variations", 4, "--device", "cpu")  # fmt: skip
+    said = (*words, "--out", "o")
+
+    def sizes(out: str) -> tuple[object, list[object]]:
+        launches = sorted((tmp_path / out / "processes").glob("*.json"), key=lambda path: path.name)
+        used = [json.loads(path.read_text())["batch_size"] for path in launches]
+        return json.loads((tmp_path / out / "run.json").read_text())["batch_size"], used
+
+    assert run(*said, "--batch-size", 2, "-q")[0] == 0
+    made = {path.name: path.read_bytes() for path in (tmp_path / "o/tok_rgb@64").rglob("*.npy")}
+    for path in (tmp_path / "o/tok_rgb@64").rglob("*-v[13].npy"):
+        path.unlink()
+    code, _, err = run(*said, "--resume")
+    assert (code, "batches of 2" in err) == (0, True), err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o/tok_rgb@64").rglob("*.npy")} == made
+    assert run(*said, "--resume", "--batch-size", 3, "-q")[0] == 0  # not refused
+    assert sizes("o") == (2, [2, 2, 3])
+    assert run("generate", "--replay", "o/run.json", "--out", "again", "-q")[0] == 0
+    assert run("generate", "--replay", "o/run.json", "--out", "other", "--batch-size", 1, "-q")[0] == 0
+    assert (sizes("again"), sizes("other")) == ((2, [2]), (1, [1]))
+    assert run(*words, "--out", "auto", "-q")[0] == 0
+    assert sizes("auto") == (8, [8])
 
 
 def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
@@ -137,7 +197,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
         checked_batch_size(full, cpu)
 
 
-def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(
+def test_a_batch_that_nobody_asked_for_fits_in_the_memory_of_the_device_whoever_uses_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cpu = find_model(tiny), torch.device("cpu")
@@ -145,7 +205,9 @@ def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(
     request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path)
     assert fit_batch_size(request, cpu) == 16
     enough = estimate(chain, model, batch_size=4).memory
-    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: round(enough * 0.851))  # 15 % are doubt
+    monkeypatch.setattr("fourm.runs.device.total_memory", lambda _: round(enough * 0.851))  # 15 % are doubt
+    assert fit_batch_size(request, cpu) == 4
+    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: 1 << 20)
     assert fit_batch_size(request, cpu) == 4
     assert fit_batch_size(replace(request, batch_size=7), cpu) == 7
 
