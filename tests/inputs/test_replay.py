@@ -183,6 +183,7 @@ GOOD = {
         ({"variation": "1"}, "its variation is not a whole number, 0 to 0"),
         ({"variations": "0"}, "is not a whole number, 1 to"),
         ({"detokenizer steps": "0"}, ""),
+        ({"detokenizer solver": "unipcs"}, "--detokenizer-solver: 'unipcs' is not one of"),
         ({"model": "a\0b"}, ""),
         ({"dtype": "float7"}, "float7"),
         ({"variation": "-1"}, "its variation is not a whole number"),
@@ -209,6 +210,8 @@ def test_a_picture_with_impossible_text_chunks_is_refused(
 def test_good_chunks_by_hand_make_a_picture(run: Run, tmp_path: Path) -> None:
     assert run("generate", "--replay", plain(tmp_path / "x.png", GOOD), "--out", "out", "-q")[0] == 0
     assert (tmp_path / "out/rgb/00000/000000.png").exists()
+    said = json.loads((tmp_path / "out/run.json").read_text())  # older versions had no other
+    assert (said["detokenizer_steps"], said["detokenizer_solver"]) == (50, "ddim")
 
 
 def test_replay_reads_a_picture_with_large_or_damaged_metadata_of_others(tmp_path: Path) -> None:
