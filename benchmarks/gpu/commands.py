@@ -116,7 +116,7 @@ def _load_decoder(bench: Bench) -> Values:
 
 def generate_demo(bench: Bench) -> Cases:
     """The command with the embedded model."""
-    options = ["--steps", "4-2"] if bench.quick else []
+    options = ["--dtype", "float32", *(["--steps", "4-2"] if bench.quick else [])]
     count = 2 if bench.quick else 256
     return {f"demo, {count} prompts": partial(_generate, bench, "demo", count, options)}
 

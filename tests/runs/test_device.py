@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fourm
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
@@ -230,3 +231,17 @@ def test_commands_refuse_what_does_not_fit_before_anything_is_loaded_or_written(
             assert (code, out) == (2, ""), err
             assert "but only 0.00105 GB are free on cuda:0; --dtype bfloat16" in err
             assert not Path("new").exists()
+
+
+def test_a_folder_of_another_dtype_goes_on_in_it_from_python_too(tiny: Path, tmp_path: Path) -> None:
+    model = find_model(tiny)
+    chain = parse_chain("--cond none --targets tok_rgb --steps 1", model)
+    request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path / "o", device="cpu", decode=False)
+    for _ in fourm.run(replace(request, dtype="bfloat16")):
+        pass
+    (path,) = (tmp_path / "o/tok_rgb@64").rglob("*.npy")
+    made = path.read_bytes()
+    path.unlink()
+    for _ in fourm.run(replace(request, resume=True), str(tiny)):
+        pass
+    assert path.read_bytes() == made
