@@ -190,15 +190,17 @@ class Gpu(TorchFunctionMode):
         if name == "to":
             if args and isinstance(args[0], Tensor):
                 args = (args[0].device if not isinstance(args[0], GpuTensor) else self.device, args[0].dtype)
-            device, dtype, _, form = torch._C._nn._parse_to(*args, **kwargs)
+            is_new, rest = kwargs.get("copy", False), {k: v for k, v in kwargs.items() if k != "copy"}
+            device, dtype, _, form = torch._C._nn._parse_to(*args, **rest)
         else:
-            device, dtype, form = torch.device(name), None, None
+            is_new, device, dtype, form = False, torch.device(name), None, None
         is_here = was_here if device is None else device.type == self.device.type
         if was_here != is_here:
             self._wait(f"copy from {'GPU' if was_here else 'CPU'}")
         if device is not None and device.type == "meta":
             return x.to(*args, **kwargs)
-        out = real(x).to(dtype=dtype or x.dtype, memory_format=form or torch.preserve_format)
+        form = form or torch.preserve_format
+        out = real(x).to(dtype=dtype or x.dtype, memory_format=form, copy=is_new)
         if not is_here:
             return out.clone() if was_here and out is real(x) else out
         return x if was_here and out is real(x) else self.wrap(out)
