@@ -59,24 +59,24 @@ def round_trip(bench: Bench, fine: Bench | None, count: int) -> Result:
 
 def caption_to_picture(bench: Bench, count: int, options: str = USUAL) -> Result:
     """caption -> tok_clip -> tok_rgb: share of pictures that show all that the caption says."""
-    scenes = _usual(count)
+    scenes = usual_scenes(count)
     return {
-        "complete captions": _right(bench, [describe(s) for s in scenes], options),
-        "captions with something unsaid": _right(bench, _vague(scenes), options),
+        "complete captions": share_right(bench, [describe(s) for s in scenes], options),
+        "captions with something unsaid": share_right(bench, _vague(scenes), options),
     }
 
 
 def settings(bench: Bench, count: int) -> Result:
     """The same under other guidance scales and temperatures; variety over 4 variations of vague captions."""
-    scenes, result = _usual(count), Result()
+    scenes, result = usual_scenes(count), Result()
     captions, vague = [describe(s) for s in scenes], _vague(scenes)
     for guidance in (0.0, 1.0, 2.0, 3.0):
         for top_p in (0.8, 0.0):
             options = f"{USUAL} --cfg {guidance} --top-p {top_p}"
-            result[f"guidance {guidance:g}, top-p {top_p or 'off'}"] = _right(bench, captions, options)
+            result[f"guidance {guidance:g}, top-p {top_p or 'off'}"] = share_right(bench, captions, options)
     for heat in (0.0, 0.5, 1.0, 3.0, 6.0):
         options = f"{USUAL} --temps {heat}-{min(heat, 1.0)} --temp-schedules constant --top-p 0 --cfg 1"
-        result[f"temperature {heat:g}, top-p off"] = _right(bench, captions, options)
+        result[f"temperature {heat:g}, top-p off"] = share_right(bench, captions, options)
         result[f"temperature {heat:g}, kinds of 4 pictures"] = _variety(bench, vague[:50], options)
     result["usual settings, kinds of 4 pictures"] = _variety(bench, vague[:50], USUAL)
     return result
@@ -162,7 +162,7 @@ def diffusion(bench: Bench, count: int) -> Result:
         result[f"{name}: read back"] = _complete(scenes, [caption_of(value) for value in shown])
         result[f"{name}: mean difference from {_MOST_STEPS}"] = _mean([float(d.mean()) for d in apart])
         result[f"{name}: largest difference from {_MOST_STEPS}"] = float(max(d.max() for d in apart))
-    captions = [describe(scene) for scene in _usual(count)]
+    captions = [describe(scene) for scene in usual_scenes(count)]
     slots = {"caption": bench.captions([print_caption(caption) for caption in captions])}
     drawn = bench.diffused(bench.run(slots, USUAL).slots[DIFFUSED], 10)
     right = [agrees(asked, caption_of(value)) for asked, value in zip(captions, drawn, strict=True)]
@@ -174,7 +174,7 @@ def _psnr(shown: Value, truth: Value) -> float:
     return float(-10 * np.log10(np.square((shown.astype(float) - truth) / 255).mean() + 1e-12))
 
 
-def _usual(count: int) -> list[Scene]:
+def usual_scenes(count: int) -> list[Scene]:
     """Different held-out scenes with everything in its usual place, so that no caption occurs twice."""
     return list(dict.fromkeys(straighten(scene) for scene in held_out_scenes(2 * count)))[:count]
 
@@ -184,7 +184,8 @@ def _complete(scenes: Sequence[Scene], shown: Sequence[Caption | None]) -> float
     return _mean([c == normalise(describe(s)) for c, s in zip(shown, scenes, strict=True)])
 
 
-def _right(bench: Bench, captions: Sequence[Caption], options: str) -> float:
+def share_right(bench: Bench, captions: Sequence[Caption], options: str) -> float:
+    """Share of captions whose picture shows all that they say."""
     values = _draw(bench, captions, options)
     return _mean([agrees(asked, caption_of(value)) for asked, value in zip(captions, values, strict=True)])
 
