@@ -8,9 +8,9 @@ from functools import cache, partial
 from benchmarks.generate import Subject, conditions, decode, random_model
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.decoding.engine import Engine
-from fourm.decoding.graphs import Graphs
 from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.schedule.chain import Chain, TargetSpec, make_chain

@@ -14,8 +14,8 @@ from benchmarks.gpu.bench import Bench, Cases, Values
 from benchmarks.gpu.pictures import FEWER, build, caption_chain, picture_chain
 from benchmarks.gpu.tokenizers import config
 from fourm.decoding.engine import Engine
-from fourm.decoding.graphs import Graphs
 from fourm.modalities.registry import RELEASED
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic
 from fourm.schedule.chain import Chain

@@ -10,12 +10,12 @@ from benchmarks.generate import made_up
 from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm.codecs.texts import encode_texts
 from fourm.decoding.engine import Engine, with_targets
-from fourm.decoding.graphs import Graphs
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import load_model
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.state import Batch

@@ -5,7 +5,6 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "engine": "Engine RELEASED_SENTINELS group_by_counts with_targets",
-    "graphs": "Graphs",
     "sampling": "Noise",
     "steps": "Progress",
 }

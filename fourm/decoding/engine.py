@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fourm.decoding.branches import Branches, branch_inputs, count_known
-from fourm.decoding.graphs import Graphs
 from fourm.decoding.grids import GridDecoder, fix_first
 from fourm.decoding.sampling import Noise
 from fourm.decoding.steps import Progress, dials_of
 from fourm.decoding.texts import TextDecoder
 from fourm.modalities.registry import Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Slot, pending
 from fourm.schedule.chain import Chain

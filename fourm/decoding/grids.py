@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fourm.decoding.branches import Branches, branch_inputs, count_known
-from fourm.decoding.graphs import Graphs
 from fourm.decoding.sampling import Noise, draw
 from fourm.decoding.steps import DRAW, ORDER, Dial, Progress
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import Embedded
 from fourm.networks.state import Batch, Slot, stack_batches
 from fourm.schedule.chain import Chain, Step

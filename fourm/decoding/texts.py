@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fourm.decoding.branches import Branches, branch_inputs
-from fourm.decoding.graphs import Graphs
 from fourm.decoding.sampling import Noise, draw
 from fourm.decoding.steps import DRAW, Progress
 from fourm.modalities.registry import MAX_SIZE, Kind
 from fourm.modalities.text import PAD_ID, merge_spans
 from fourm.networks.attention import KVCache, Mask
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import Context, DecoderCache
 from fourm.networks.state import S1_ID, Batch, Slot
 from fourm.schedule.chain import Chain, Step

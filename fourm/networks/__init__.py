@@ -6,6 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "attention": "KVCache Mask set_attention",
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
+    "graphs": "Graphs",
     "layers": "compile_blocks",
     "memory": "free_memory is_out_of_memory memory_error release_memory total_memory",
     "model": "Context DecoderCache Embedded FourM FourMConfig",

@@ -9,17 +9,18 @@ from torch import nn
 
 from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine
-from fourm.decoding.graphs import Graphs
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.graphs import Graphs
 from fourm.networks.layers import compile_blocks
 from fourm.networks.model import FourM
 from fourm.networks.precision import torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer
+from fourm.networks.tokenizers.diffusion import DiVAE
 
 
 @dataclass(slots=True)
@@ -72,6 +73,8 @@ class LoadedModel:
         set_attention(network, self.attention, self.device)
         if self.compile:
             compile_blocks(network)
+        if isinstance(network, DiVAE):
+            network.graphs = self.graphs
 
     def codec(self, row: Modality, part: TokenizerPart | None = None) -> Codec:
         """The codec of a modality, with the part of its tokenizer; None: without a tokenizer."""

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourm.decoding.engine import Engine, with_targets
-from fourm.decoding.graphs import Graphs
 from fourm.decoding.sampling import Noise
 from fourm.decoding.steps import Progress
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import load_model
+from fourm.networks.graphs import Graphs
 from fourm.networks.model import Context, FourM, FourMConfig, Head
 from fourm.networks.state import Batch, full_sequence, partly_given
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
@@ -277,6 +277,20 @@ def test_graphs_are_the_same_whatever_the_weights(gpu: Gpu, network: FourM, tiny
             steps_of(network, tiny, make_chain([spec], ["caption"]), gpu, graphs=graphs)
         captures.append(Graph.captures - before)
     assert captures[1] <= 1  # its first step is not guided
+
+
+def test_steps_of_diffusion_are_captured(gpu: Gpu, run: Command) -> None:
+    words = ("--targets", "tok_rgb", "--tokenizer", "rgb=rgb_divae", "--detokenizer-steps", 4)
+    before = Graph.replays
+    assert run(*PROMPTS, *words, "--dtype", "float32")[0] == 0
+    assert Graph.replays - before >= 3
+    assert run(*TYPED_PROMPTS, *words, "--device", "cpu", "--out", "cpu")[0] == 0
+    pictures = [
+        [np.asarray(Image.open(path)).astype(int) for path in sorted(Path(out).glob("rgb/*/*.png"))]
+        for out in ("o", "cpu")
+    ]
+    assert len(pictures[0]) == 2
+    assert all(abs(one - other).mean() < 3 for one, other in zip(*pictures, strict=True))
 
 
 def test_work_that_asks_for_a_value_is_not_captured(gpu: Gpu) -> None:

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fourm.errors import CheckpointError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.typed import to_type
+from fourm.networks.graphs import Graphs
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
 from fourm.networks.tokenizers.solvers import Solver, SolverStep, State, advance, plan_steps
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
@@ -216,6 +219,7 @@ class DiVAE(Tokenizer):
             raise CheckpointError("has_encoder: false, so that nothing here turns values into tokens")
         super().__init__(config, part if config.has_encoder else TokenizerPart.DECODER)
         self.sampler = make_sampler(config)
+        self.graphs: Graphs | None = None  # where devices have them, the decoder is captured there
         self.decoder: Decoder | None = None
         if part is not TokenizerPart.ENCODER:
             sizes = (config.n_channels, config.latent_dim)
@@ -275,11 +279,27 @@ class DiVAE(Tokenizer):
                 condition = decoder.condition(quant, (height, width))
             for index, step in enumerate(planned):
                 with torch.no_grad():
-                    output = decoder(state.x, next(embedded), condition)
+                    output = self._decoded(decoder, state.x, next(embedded), condition)
                     state = self.sampler.advance(output, step, state, partial(draw, index + 1))
                 yield state.x
 
         return run()  # a generator of its own, so that the checks do not wait for the first step
+
+    def _decoded(self, decoder: Decoder, x: Tensor, time: Tensor, condition: Any) -> Tensor:
+        """What the decoder predicts; where it pays, as a captured graph."""
+        leaves, structure = tree_flatten(condition)
+        if self.graphs is None or not all(isinstance(leaf, Tensor | NoneType) for leaf in leaves):
+            return decoder(x, time, condition)
+        places = [index for index, leaf in enumerate(leaves) if leaf is not None]
+
+        def work(x: Tensor, time: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+            given = dict(zip(places, tensors, strict=True))
+            whole = tree_unflatten([given.get(index) for index in range(len(leaves))], structure)
+            return [decoder(x, time, whole)]
+
+        tensors = [leaves[index] for index in places]
+        shapes = tuple(tuple(one.shape) for one in (x, time, *tensors))
+        return self.graphs.run((id(decoder), shapes), work, x, time, *tensors)[0]
 
     def decode_tokens(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None

@@ -17,7 +17,8 @@ LEAST_FREE = 0.1  # share of the device's memory that must be free for one more
 @dataclass(slots=True)
 class _Captured:
     graph: Any  # torch.cuda.CUDAGraph
-    inputs: list[Tensor]
+    inputs: list[Tensor]  # memory that the graph reads
+    latest: list[Tensor]  # what was copied there last
     outputs: Sequence[Tensor]
 
 
@@ -34,6 +35,8 @@ class Graphs:
     def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
         """`work(*inputs)`, which must depend on nothing but its inputs, the key and memory that stays.
 
+        A tensor that is passed again is the same as before: nobody may have changed its numbers.
+
         The first call of a key runs as it is, which also chooses kernels; the second one is captured. Work
         that asks the device for a value cannot be captured and always runs as it is.
         """
@@ -43,8 +46,10 @@ class Graphs:
         if key not in self._captured and not (self._met[key] > 1 and self._capture(key, work, inputs)):
             return work(*inputs)
         captured = self._captured[key]
-        for held, new in zip(captured.inputs, inputs, strict=True):
-            held.copy_(new)
+        for held, old, new in zip(captured.inputs, captured.latest, inputs, strict=True):
+            if new is not old:
+                held.copy_(new)
+        captured.latest = [*inputs]
         captured.graph.replay()
         return [one.clone() for one in captured.outputs]
 
@@ -81,5 +86,5 @@ class Graphs:
             self._refused.add(key)
             return False
         self._pool = graph.pool() if self._pool is None else self._pool
-        self._captured[key] = _Captured(graph, held, outputs)
+        self._captured[key] = _Captured(graph, held, [*inputs], outputs)
         return True
