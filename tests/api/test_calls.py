@@ -229,7 +229,7 @@ def test_an_interrupt_leaves_the_model_usable(demo: Model, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fourm.decoding.engine.draw", interrupt)
+        patch.setattr("fourm.decoding.grids.draw", interrupt)
         with pytest.raises(KeyboardInterrupt):
             demo(PROMPT)
     assert one(demo(PROMPT, steps=2)).rgb.size == (64, 64)
