@@ -18,8 +18,19 @@ from fourm_cli.options import parse_folder
 
 # What takes text that is no path, by the name of its parameter.
 NO_PATHS = {
-    "generate": ("prompt", "only", "column", "fit", "device", "dtype", "attention", "batch_size", "shard"),
-    "sr": ("device", "dtype", "attention", "batch_size", "shard"),
+    "generate": (
+        "prompt",
+        "only",
+        "column",
+        "fit",
+        "device",
+        "dtype",
+        "attention",
+        "batch_size",
+        "shard",
+        "detokenizer_solver",
+    ),
+    "sr": ("device", "dtype", "attention", "batch_size", "shard", "detokenizer_solver"),
     "tokenize": ("modalities", "fit", "device", "dtype", "attention", "batch_size", "shard"),
     "download": ("revision",),
     "plot": ("show", "kind"),

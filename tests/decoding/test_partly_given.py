@@ -1,7 +1,7 @@
 """Targets of which a part is given, and texts with places to fill, equal the recorded reference."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from fourm.decoding.sampling import Noise, guide
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, partly_given, typed_text
-from fourm.schedule.chain import KEPT, Chain, TargetSpec, make_chain
+from fourm.schedule.chain import KEPT, Branch, Chain, TargetSpec, make_chain
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from tests.decoding.test_engine import SMALL, Recorded, build_small, captions, last, load_fixture
 from tests.networks.test_model import assert_close, check_digest, check_pass, read_batch
@@ -86,16 +86,13 @@ def plan(case: Case, schedule: list[Case], steps: int | None = None, hides_given
         return chain
     # The reference takes weights of the conditions for each target anew.
     scales = {step["target_domain"]: step["cfg_scale"] for step in schedule}
-    steps = (
-        replace(
-            step,
-            branches=tuple(
-                replace(b, weight=w) for b, w in zip(step.branches, scales[step.target], strict=True)
-            ),
-        )
-        for step in chain.steps
-    )
-    return replace(chain, steps=tuple(steps))
+
+    def weighted(branches: Sequence[Branch], target: str) -> tuple[Branch, ...]:
+        return tuple(replace(b, weight=w) for b, w in zip(branches, scales[target], strict=True))
+
+    steps = (replace(step, branches=weighted(step.branches, step.target)) for step in chain.steps)
+    full = (weighted(branches, target) for target, branches in zip(chain.targets, chain.full, strict=True))
+    return replace(chain, steps=tuple(steps), full=tuple(full))
 
 
 def row_chain(chain: Chain, batch: Batch) -> Chain:

@@ -29,6 +29,9 @@ ODD = [
 ]  # fmt: skip
 
 
+KINDS = {"variation": int | None, "batch_size": int | None, "input": Input | None}
+
+
 def is_a_record(out: Path) -> bool:
     """False where it is refused; what is read has the kinds that are declared."""
     try:
@@ -36,7 +39,7 @@ def is_a_record(out: Path) -> bool:
     except UsageError:
         return False
     for name in RunRecord.__dataclass_fields__:
-        kind = {"variation": int | None, "input": Input | None}.get(name, type(getattr(SETTINGS, name)))
+        kind = KINDS.get(name, type(getattr(SETTINGS, name)))
         assert isinstance(getattr(read, name), kind)
     return True
 
