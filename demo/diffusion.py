@@ -88,7 +88,8 @@ class Run:
         noisy = a.sqrt() * pictures + (1 - a).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             condition = self.network.condition(F.embedding(tokens, codes).movedim(-1, 1), (SIDE, SIDE))
-            loss = F.mse_loss(self.network(noisy, t, condition), pictures)
+            predicted = self.network(noisy, self.network.embed_time(t), condition)
+            loss = F.mse_loss(predicted, pictures)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
