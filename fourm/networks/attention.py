@@ -33,7 +33,7 @@ class Mask:
             # A query without a key would be 0/0 in the softmax: it reads key 0, then zeros take its place.
             seen = visible.any(dim=-1, keepdim=True)
             first = torch.zeros_like(visible)
-            first[..., 0] = True
+            first[..., :1] = True
             visible = visible | (first & ~seen)
         length = visible.shape[-1]
         room = torch.zeros(
