@@ -268,7 +268,7 @@ def _parsing(problem: str) -> Iterator[None]:
             yield
     except (SampleError, UnidentifiedImageError):
         raise
-    except Exception as error:
+    except Exception as error:  # parsers raise errors of any kind for malformed bytes
         # Messages of libraries may hold an address in memory, or the whole file.
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
         raise SampleError(f"{problem} ({shown(text, 200)})") from error
