@@ -70,7 +70,8 @@ def generate(
     """
     from fourm.hub.files import find_model
     from fourm.inputs.origins import plan_sr, read_replay
-    from fourm.inputs.sources import EMPTY, choose_keys, marked_texts, read_samples
+    from fourm.inputs.sources import EMPTY, choose_keys, read_samples
+    from fourm.inputs.words import marked_texts
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
@@ -81,10 +82,9 @@ def generate(
     files = _with_parts(find_model(name if model is None else model), machine, run_settings)
     if replay is not None:
         _check_replay({
-            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
-            "options of a schedule": schedule, "--dtype": machine.dtype,
-            "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
-        })  # fmt: skip
+            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations, "--fit": fit,
+            "options of a schedule": schedule, "--dtype": machine.dtype, "--sr-model": sr_model,
+            "configuration files": configs.paths, **writing.named()})  # fmt: skip
         make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
         _make(*_repeat(replay, files, make_request), report, dry_run)
         return
@@ -333,7 +333,7 @@ def _make(
     requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
-    from fourm.inputs.sources import note_unknown_words
+    from fourm.inputs.words import note_unknown_words
     from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
     from fourm.schedule.plan import unseen_picture

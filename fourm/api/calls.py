@@ -12,7 +12,7 @@ from fourm.data.layout import Sample
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.inputs.request import Request
-from fourm.inputs.sources import marked_texts
+from fourm.inputs.words import marked_texts
 from fourm.modalities.registry import TOKENS
 from fourm.modalities.typed import Limits, to_type
 from fourm.runs.loaded import LoadedModel

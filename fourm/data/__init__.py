@@ -9,11 +9,14 @@ PUBLIC = {
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
+    "lines": "LineRange scan_lines",
     "opening": """SIGNATURE find_exif is_encodable local_name local_path no_folder open_file open_own
         open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
         with_single_keys""",
     "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below names_in",
-    "prompts": "missing_file parse_columns parse_prompts read_file read_stream",
+    "prompts": """JSON_LINES OTHER_TEXTS PartOfTable missing_file parse_columns parse_prompts read_file
+        read_stream""",
+    "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
         process_name refuse_inside remove_leftovers server_clock vanished write_alone write_atomic

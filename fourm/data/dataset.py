@@ -113,7 +113,7 @@ class Listing:
 
 
 @dataclass(slots=True)
-class Shard:
+class TarIndex:
     """The index of a tar file."""
 
     # Name without a leading `./` -> position of the first byte and number of bytes, or why it cannot be read.
@@ -268,7 +268,7 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
         return file.read(min(size, limit + 1))
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Path) -> TarIndex:
     """The index of a shard, which is read again only if the file has changed."""
     with open_file(path) as file:
         now = os.fstat(file.fileno())
@@ -355,7 +355,7 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
     try:
         shard = read_shard(path)
     except OSError as error:
-        shard = Shard(problem=f"cannot be read ({error.strerror})")
+        shard = TarIndex(problem=f"cannot be read ({error.strerror})")
     for name, place in shard.members.items():
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
@@ -373,9 +373,9 @@ def _folder_and_above(folder: str) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _index(path: Path, size: int, changed: int) -> Shard:
+def _index(path: Path, size: int, changed: int) -> TarIndex:
     """The index of a shard; `changed` is only part of the cache's key."""
-    shard = Shard()
+    shard = TarIndex()
     before = -1  # position of the last header
     problem = ""
     with _Guarded(open_file(path).detach()) as file:
@@ -403,7 +403,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     return shard
 
 
-def _add_member(shard: Shard, member: tarfile.TarInfo, end: int) -> None:
+def _add_member(shard: TarIndex, member: tarfile.TarInfo, end: int) -> None:
     """Add one member, under its name without `./` and doubled slashes. end: size of the shard in bytes."""
     if member.isdir():
         return

@@ -153,14 +153,15 @@ class Frame:
     restored: bool = False  # values of the run are of the whole picture, not of the square
 
 
-def number_keys(count: int) -> list[Key]:
-    """Keys for samples without names: `00000/000000`, with a folder for each 1000."""
-    return [Key(f"{i // SAMPLES_PER_FOLDER:05d}", f"{i:06d}") for i in range(count)]
+def number_keys(count: int, first: int = 0) -> list[Key]:
+    """Keys for samples without names: `00000/000000`, a folder for each 1000; first: of the first one."""
+    return [Key(f"{i // SAMPLES_PER_FOLDER:05d}", f"{i:06d}") for i in range(first, first + count)]
 
 
-def samples_of_prompts(prompts: Sequence[str]) -> list[Sample]:
-    """One sample for each prompt, named by its position."""
-    return [Sample(key, prompt) for key, prompt in zip(number_keys(len(prompts)), prompts, strict=True)]
+def samples_of_prompts(prompts: Sequence[str], first: int = 0) -> list[Sample]:
+    """One sample for each prompt, named by its position; first: that of the first one."""
+    keys = number_keys(len(prompts), first)
+    return [Sample(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
 
 
 def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | None = None) -> Path:

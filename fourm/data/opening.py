@@ -111,12 +111,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
-def parse_json_lines(text: str, where: str, skip_damaged: bool = False) -> Iterator[tuple[int, Any]]:
+def parse_json_lines(
+    text: str, where: str, skip_damaged: bool = False, start: int = 1
+) -> Iterator[tuple[int, Any]]:
     """The number and the value of each line that is not blank.
 
     UsageError names a line that is not JSON. skip_damaged: leave it out; a killed process may have begun it.
+    start: number of the first line.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=start):
         if not line.strip():
             continue
         try:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +16,17 @@ from fourm.errors import UsageError, near_match
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".tsv", ".csv")
+OTHER_TEXTS = (".json", ".yaml", ".yml", ".parquet")  # hold no prompt in each line
 MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 Row = tuple[int, Any]  # number of the line; a dict by column, or any other value of a JSON line
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfTable:
+    """Where some lines of a file lie in it: lines that are read without those before them."""
+
+    line: int  # number of the first one, from 1
+    names: tuple[str, ...]  # of the table's columns
 
 
 def read_file(path: Path) -> bytes:
@@ -37,15 +47,17 @@ def read_stream(stream: BinaryIO, where: str) -> bytes:
     return data
 
 
-def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | None = None) -> list[str]:
+def parse_prompts(
+    data: bytes, where: str, suffix: str = ".txt", column: str | None = None, part: PartOfTable | None = None
+) -> list[str]:
     """Prompts in the bytes of a file; `suffix` tells the format, `where` names the source in errors."""
-    text = _text(data, where)
+    text = _text(data, where, part)
     if suffix in (*JSON_LINES, *TABLES):
-        names, rows = _rows(text, where, suffix)
+        names, rows = _rows(text, where, suffix, part)
         name = _column(names, column, where) if names else column or COLUMNS[0]
         records = [(number, row if isinstance(row, dict) else {name: row}) for number, row in rows]
         prompts = [_cell(row, name, COLUMNS[0], f"{where}: line {number}") for number, row in records]
-    elif suffix in (".json", ".yaml", ".yml", ".parquet"):
+    elif suffix in OTHER_TEXTS:
         raise UsageError(
             f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl, not from {suffix} files"
         )
@@ -53,7 +65,8 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
         raise UsageError(f"{where}: `column` is for .tsv, .csv and .jsonl; this file is read line by line")
     else:
         prompts = text.replace("\r", "\n").split("\n")
-        number, first = next(((i, line) for i, line in enumerate(prompts, 1) if line.strip()), (0, ""))
+        first_lines = enumerate(prompts if part is None or part.line == 1 else (), start=1)
+        number, first = next(((i, line) for i, line in first_lines if line.strip()), (0, ""))
         with suppress(ValueError, RecursionError):
             record = json.loads(first)
             if isinstance(record, dict) and any(key.lower() in COLUMNS for key in record):
@@ -65,16 +78,17 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
 
 
 def parse_columns(
-    data: bytes, where: str, suffix: str, names: Sequence[str], column: str | None = None
-) -> list[dict[str, str]]:
+    data: bytes, where: str, suffix: str, names: Sequence[str], column: str | None = None,
+    part: PartOfTable | None = None,
+) -> list[dict[str, str]]:  # fmt: skip
     """Texts of several modalities for each row of a table, by the names of `names`, each a column.
 
     Captions are found as by `parse_prompts`. A cell of JSON lines that holds data instead of text stays JSON.
     """
-    text = _text(data, where)
+    text = _text(data, where, part)
     if suffix not in (*JSON_LINES, *TABLES):
         raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
-    listed, rows = _rows(text, where, suffix)
+    listed, rows = _rows(text, where, suffix, part)
     if not rows:
         raise UsageError(f"{where}: holds no row")
     if bare := [number for number, row in rows if not isinstance(row, dict)]:
@@ -84,6 +98,11 @@ def parse_columns(
         {name: _cell(row, source, name, f"{where}: line {number}") for name, source in columns.items()}
         for number, row in rows
     ]
+
+
+def parse_header(data: bytes, where: str, suffix: str) -> tuple[str, ...]:
+    """The names of a table's columns, from its first row (of JSON lines: the first object)."""
+    return tuple(_rows(_text(data, where), where, suffix)[0])
 
 
 def missing_file(path: Path) -> UsageError:
@@ -104,15 +123,15 @@ def missing_file(path: Path) -> UsageError:
     return UsageError(f"{path}: there is no such file or folder")  # a link to nowhere
 
 
-def _text(data: bytes, where: str) -> str:
+def _text(data: bytes, where: str, part: PartOfTable | None = None) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"{where}: is UTF-16 or UTF-32 text; save it as UTF-8")
     if (zero := data.find(b"\0")) >= 0:
         raise UsageError(f"{where}: is a binary file (a zero byte at position {zero}), not text with prompts")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if part is None else "utf-8")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + (1 if part is None else part.line)
         raise UsageError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
 
 
@@ -129,17 +148,21 @@ def _cell(row: Mapping[str, object], column: str, name: str, where: str) -> str:
     return text
 
 
-def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
+def _rows(text: str, where: str, suffix: str, part: PartOfTable | None = None) -> tuple[list[str], list[Row]]:
     """The names of a table's columns, and its rows that are not blank."""
+    start = 1 if part is None else part.line
     if suffix in JSON_LINES:
-        values = list(parse_json_lines(text, where))
-        return list(next((value for _, value in values if isinstance(value, dict)), ())), values
+        values = list(parse_json_lines(text, where, start=start))
+        first = next((value for _, value in values if isinstance(value, dict)), ())
+        return list(first if part is None else part.names), values
     if suffix == ".tsv":  # quotation marks in it are text, as in the Parti table
         split = (line.rstrip("\r").split("\t") for line in text.split("\n"))
-        lines: Iterable[tuple[int, list[str]]] = enumerate(split, start=1)
+        lines: Iterable[tuple[int, list[str]]] = enumerate(split, start=start)
     else:
-        lines = _csv_lines(text, where)
+        lines = _csv_lines(text, where, start)
     filled = [(number, cells) for number, cells in lines if any(cell.strip() for cell in cells)]
+    if part is not None:
+        filled.insert(0, (0, list(part.names)))
     if not filled:
         return [], []
     names = [cell.strip() for cell in filled[0][1]]
@@ -153,16 +176,16 @@ def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
     return names, [(number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:]]
 
 
-def _csv_lines(text: str, where: str) -> Iterable[tuple[int, list[str]]]:
-    """Cells with the numbers of the lines in which their rows begin."""
-    reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+def _csv_lines(text: str, where: str, start: int) -> Iterable[tuple[int, list[str]]]:
+    """Cells with the numbers of the lines in which their rows begin; start: that of the first line."""
+    reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), start
     try:
         for cells in reader:
             if any(cell.lstrip().startswith('"') and not cell.startswith('"') for cell in cells):
                 why = "which makes the mark a part of the text; a quoted cell begins right behind the comma"
                 raise UsageError(f"{where}: line {line} has a blank before a quotation mark, {why}")
             yield line, cells
-            line = reader.line_num + 1
+            line = reader.line_num + start
     except csv.Error as error:
         raise UsageError(f"{where}: is not a .csv table from line {line} on ({error})") from error
 

@@ -12,7 +12,9 @@ PUBLIC = {
         sr_name with_files""",
     "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
         TokenizeRequest World check_attention check_seed parse_world""",
+    "shards": "Shards list_shards",
     "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions kept_names
-        marked_texts note_unknown_words read_samples classify_source""",
+        read_samples classify_source""",
+    "words": "marked_texts note_unknown_words",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

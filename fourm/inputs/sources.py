@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,20 @@ from fourm.data.pictures import (
     keys_below,
     names_in,
 )
-from fourm.data.prompts import missing_file, parse_columns, parse_prompts, read_file, read_stream
+from fourm.data.prompts import (
+    PartOfTable,
+    missing_file,
+    parse_columns,
+    parse_prompts,
+    read_file,
+    read_stream,
+)
 from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
-from fourm.hub.catalogue import DEMO, PARTI
+from fourm.hub.catalogue import PARTI
 from fourm.hub.files import ModelFiles, require_text_tokenizer
 from fourm.inputs.listing import folders_of
+from fourm.inputs.notes import note_likely_slips, note_of_world
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
@@ -50,7 +58,6 @@ from fourm.schedule.keeps import MASK, Keep
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
 EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input
-SHOWN = 5  # unknown words that a note names
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,31 +136,43 @@ def read_samples(
     keeps = (*keeps, *later)
     conditions = tuple(dict.fromkeys((*conditions, *(keep.target for keep in keeps))))
     raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
-    if source.prompts and source.data is not None:
-        raise UsageError("prompts are given both as arguments and with `data`; give one of them")
-    if source.data == "":
-        raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
-    source = classify_source(source, model)
+    source = checked_source(source, model)
     # `isdir` is False, not an error, for a name that no file can have.
     root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
-    if source.data is not None and root is None:
-        _check_file(source.data)
-    if source.column is not None and (source.data in (None, EMPTY) or root is not None):
-        raise UsageError(f"`column={source.column}`: only .tsv, .csv and .jsonl files of `data` have one")
-    if source.subset_seed is not None and source.num_samples is None:
-        raise UsageError("`subset_seed` draws from the samples; `num_samples` must say how many")
     if source.paths or source.files:
         return _read_pictures(source, conditions, model, stdin, raw, keeps)
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     if root is not None:
         return _read_folder(source, root, conditions, model, raw, keeps, later)
+    check_text_keeps(keeps)
+    samples = _chosen(source, _read_texts(source, conditions, model, stdin))
+    read = Input("texts", sha256=digest_of(samples))
+    return Dataset(tuple(samples), notes=note_likely_slips(source.prompts), input=read)
+
+
+def checked_source(source: Source, model: ModelFiles) -> Source:
+    """The classified source. UsageError: it contradicts itself, or its file is not there."""
+    if source.prompts and source.data is not None:
+        raise UsageError("prompts are given both as arguments and with `data`; give one of them")
+    if source.data == "":
+        raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
+    source = classify_source(source, model)
+    is_folder = source.data is not None and os.path.isdir(source.data)
+    if source.data is not None and not is_folder:
+        _check_file(source.data)
+    if source.column is not None and (source.data in (None, EMPTY) or is_folder):
+        raise UsageError(f"`column={source.column}`: only .tsv, .csv and .jsonl files of `data` have one")
+    if source.subset_seed is not None and source.num_samples is None:
+        raise UsageError("`subset_seed` draws from the samples; `num_samples` must say how many")
+    return source
+
+
+def check_text_keeps(keeps: Sequence[Keep]) -> None:
+    """Refuse kept parts of what is no text, where texts are all that is given."""
     if lacking := [keep for keep in keeps if not keep.is_text]:
         advice = "give a picture, or a dataset that holds it or its values with `data=DIR`"
         raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
-    samples = _chosen(source, _read_texts(source, conditions, model, stdin))
-    read = Input("texts", sha256=digest_of(samples))
-    return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
 
 
 def _read_folder(
@@ -233,7 +252,7 @@ def _read_pictures(
         for i in range(count)
     ])  # fmt: skip
     read = Input("pictures", (), source.num_samples, source.subset_seed, digest_of(samples), upright)
-    notes = (*found.notes, *_note_likely_slips(source.prompts), *_note_of_world(model, [*shown, *files]))
+    notes = (*found.notes, *note_likely_slips(source.prompts), *note_of_world(model, [*shown, *files]))
     return Dataset(tuple(samples), notes=notes, input=read)
 
 
@@ -343,65 +362,12 @@ def _check_file(data: str) -> None:
         raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
 
 
-def _note_of_world(model: ModelFiles, given: Sequence[str]) -> tuple[str, ...]:
-    """A note on what the built-in model knows, if it is given a picture; else nothing."""
-    if model.name != DEMO or not any(model.registry.get(name).is_rgb for name in given):
-        return ()
-    knows = "one or two circles, squares and triangles in six colours, on a plain background"
-    return (f"model '{DEMO}' knows a synthetic world only, {knows}; what it says of photos means nothing",)
-
-
-def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Notes on prompts that may be mistakes: single words without quotation marks, and names of files."""
-    notes = list[str]()
-    if len(prompts) > 1 and all(len(prompt.split()) == 1 for prompt in prompts):
-        joined = " ".join(prompts)
-        notes.append(f'{len(prompts)} prompts of one word each; quotation marks make them one: "{joined}"')
-    if named := next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), ""):
-        notes.append(f"'{named}' is read as words; `data={named}` reads what has this name")
-    return tuple(notes)
-
-
 def shows_part(row: Modality, raw: Container[str]) -> bool:
     """True if a condition is read from files of the whole picture, of which a crop has to be taken.
 
     Files of tokens and captions are of a crop already.
     """
     return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
-
-
-def marked_texts(samples: Sequence[Sample], names: Iterable[str], model: ModelFiles) -> list[str]:
-    """The conditions among `names` of which a typed text has sentinels ([S_1]) that the model can fill."""
-    if model.text_tokenizer is None or not any("[S_" in text for s in samples for text in _typed(s)):
-        return []
-    wordpiece, found = WordPiece.load(model.text_tokenizer), list[str]()
-    for name in names:
-        row = model.registry.get(name)
-        if row.kind is Kind.SEQUENCE and name in model.writes:
-            texts = (s.caption if row.codec == CAPTION else s.typed.get(name) for s in samples)
-            tokens = (wordpiece.encode(text) for text in texts if text and "[S_" in text)
-            if any(token in wordpiece.sentinels for ids in tokens for token in ids):
-                found.append(name)
-    return found
-
-
-def _typed(sample: Sample) -> tuple[str, ...]:
-    """All texts of a sample that a user typed."""
-    return (sample.caption or "", *sample.typed.values())
-
-
-def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | None:
-    """A sentence about words that the model cannot know, or None."""
-    if model.text_tokenizer is None:
-        return None
-    wordpiece = WordPiece.load(model.text_tokenizer)
-    found = [wordpiece.unknown_words(s.caption) for s in samples if s.caption is not None]
-    words = list(dict.fromkeys(word for words in found for word in words))
-    if not words:
-        return None
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    count = f"{sum(map(bool, found))} of {len(found)} prompts"
-    return f"note: model '{model.name}' does not know {', '.join(map(repr, words[:SHOWN]))}{more} ({count})"
 
 
 def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
@@ -438,6 +404,16 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
 
 def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> list[Sample]:
     """A sample for each prompt, or for each row of a table with a column for each condition."""
+    rows = check_text_conditions(source, names, model)
+    data, where, suffix = _find_texts(source, model, stdin)
+    samples = parse_texts(data, where, suffix, rows, source.column)
+    if problem := next(filter(None, problems_of(samples, rows, model)), ""):
+        raise UsageError(problem)
+    return samples
+
+
+def check_text_conditions(source: Source, names: Sequence[str], model: ModelFiles) -> list[Modality]:
+    """The rows of conditions that texts are to give; UsageError for those that they cannot."""
     rows, listed = [model.registry.get(name) for name in names], ", ".join(names)
     if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
         advice = f"name a dataset that holds {listed} with `data=DIR`"
@@ -448,21 +424,42 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
         raise UsageError(f"`cond={typed[0]}`: prompts give captions only; {advice}")
     if not names:
         raise UsageError("prompts are given, but no condition reads them; leave out `cond=none`")
-    data, where, suffix = _find_texts(source, model, stdin)
-    if typed:
-        table = parse_columns(data, where, suffix or ".jsonl", names, source.column)
-        samples = list[Sample]()
-        for key, cells in zip(number_keys(len(table)), table, strict=True):
-            caption = next((text for name, text in cells.items() if name not in typed), None)
-            samples.append(Sample(key, caption, typed={name: cells[name] for name in typed}))
-    else:
-        samples = samples_of_prompts(parse_prompts(data, where, suffix or ".txt", source.column))
+    return rows
+
+
+def parse_texts(
+    data: bytes, where: str, suffix: str, rows: Sequence[Modality], column: str | None, first: int = 0,
+    part: PartOfTable | None = None,
+) -> list[Sample]:  # fmt: skip
+    """A sample for each prompt of a text, or for each row of a table with a column for each of `rows`.
+
+    suffix: of the file; "" for prompts and streams. first: the position that names the first sample. part: of
+    lines that are not the first ones of their file.
+    """
+    typed = [row.name for row in rows if row.codec != CAPTION]
+    if not typed:
+        return samples_of_prompts(parse_prompts(data, where, suffix or ".txt", column, part), first)
+    names = [row.name for row in rows]
+    table = parse_columns(data, where, suffix or ".jsonl", names, column, part)
+    samples = list[Sample]()
+    for key, cells in zip(number_keys(len(table), first), table, strict=True):
+        caption = next((text for name, text in cells.items() if name not in typed), None)
+        samples.append(Sample(key, caption, typed={name: cells[name] for name in typed}))
+    return samples
+
+
+def problems_of(samples: Iterable[Sample], rows: Iterable[Modality], model: ModelFiles) -> Iterator[str]:
+    """Of each sample, why its caption cannot be read; "" if it can."""
     wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
     max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
     for sample in samples:
+        problem = ""
         if sample.caption is not None:
-            check_prompt(sample.caption, wordpiece, max_tokens)
-    return samples
+            try:
+                check_prompt(sample.caption, wordpiece, max_tokens)
+            except UsageError as error:
+                problem = str(error)
+        yield problem
 
 
 def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[bytes, str, str]:
@@ -473,14 +470,19 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
         return "\n".join(lines).encode(), "the prompts given", ""
     if source.data == STREAM:
         return read_stream(stdin, "standard input"), "standard input", ""
+    path = text_file(source, model)
+    return read_file(path), str(path), path.suffix.lower()
+
+
+def text_file(source: Source, model: ModelFiles) -> Path:
+    """The file of texts that a source names; without `data`, that of the model."""
     if source.data == PARTI and not os.path.exists(PARTI):
-        path: Path | None = find_parti()
-    else:
-        path = model.prompts if source.data is None else Path(source.data)
+        return find_parti()
+    path = model.prompts if source.data is None else Path(source.data)
     if path is None:
         why = "has no prompts of its own; give some, or a file with `data=FILE`"
         raise UsageError(f"model '{model.name}' {why}")
-    return read_file(path), str(path), path.suffix.lower()
+    return path
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache, partial
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fourm.data.opening import is_encodable
@@ -36,8 +36,9 @@ def to_type(
     """Convert parsed JSON or YAML to a type; `error` names what does not fit (at most three), by its path.
 
     kind: str, int, float, bool, Any, an Enum, Literal, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, a
-    dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
-    are finite, texts can be part of a path. name: of the value in messages. strict: refuse unknown keys.
+    dataclass (keys with a default may be missing), `X | None`, `X | Y` of simple types, or any of them
+    Annotated with Limits. Numbers are finite, texts can be part of a path. name: of the value in messages.
+    strict: refuse unknown keys.
     """
     problems = list[str]()
     converted = _to_type(kind, value, name, strict, problems)
@@ -55,7 +56,10 @@ def _to_type(kind: Any, value: object, path: str, strict: bool, problems: list[s
         return value
     outer, inner, count = get_origin(kind), get_args(kind), len(problems)
     if outer in (UnionType, Union):
-        return None if value is None else _to_type(inner[0], value, path, strict, problems)  # X | None
+        if value is None and NoneType in inner:
+            return None
+        one = next((one for one in inner if _is_plain(one, value)), inner[0])
+        return _to_type(one, value, path, strict, problems)
     if outer is Annotated:
         converted = _to_type(inner[0], value, path, strict, problems)
         if len(problems) > count:

@@ -1,0 +1,65 @@
+"""A shard: the piece of an input that one process makes at a time, described without its samples."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+SHARD_SIZE = 1000  # samples of a shard, where nothing else is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One piece of an input. It is plain data, so that any engine can hand it to any process."""
+
+    number: int  # its position among the shards of the input
+    name: str  # stem of the files that are made of it: "00042", or "train/00017" of a tar with that name
+    first: int | None = None  # position of its first sample in the input; None: samples have other names
+    count: int | None = None  # of samples; None: not known before it is read
+    parts: tuple[str | int, ...] = ()  # what its reader needs: a kind of input, a file, a range, ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The shard as plain data."""
+        return asdict(self)
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard that has no other: `00042`."""
+    return f"{number:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges(Sequence[Shard]):
+    """Shards of equal size, each made when it is asked for: a billion samples need no list."""
+
+    total: int  # samples of all shards
+    size: int  # samples of each but the last
+    kind: str  # the first of its parts
+
+    def __len__(self) -> int:
+        return -(-self.total // self.size)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Shard]: ...
+    def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        first = number * self.size
+        return Shard(number, shard_name(number), first, min(self.size, self.total - first), (self.kind,))
+
+
+def take_shards(shards: Iterable[Shard], count: int | None) -> list[Shard]:
+    """The shards of the first `count` samples, the last one shortened; all of them for None."""
+    if count is None:
+        return list(shards)
+    taken, left = list[Shard](), count
+    for shard in shards:
+        if not left:
+            break
+        assert shard.count is not None
+        kept = min(shard.count, left)
+        taken.append(Shard(shard.number, shard.name, shard.first, kept, shard.parts))
+        left -= kept
+    return taken

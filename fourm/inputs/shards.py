@@ -1,0 +1,205 @@
+"""An input as a list of shards: each is found without its samples, which are read when the shard is made.
+
+A kind of input is one entry of `KINDS`: a function that finds its shards, and a class that reads the samples
+of one. Samples have the same names as those that `read_samples` finds in the whole input.
+"""
+
+import atexit
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from fourm.data.dataset import Dataset, Input
+from fourm.data.layout import Sample, number_keys
+from fourm.data.lines import LineRange, scan_lines
+from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
+from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
+from fourm.errors import UsageError
+from fourm.hub.files import ModelFiles
+from fourm.inputs.sources import (
+    CAPTION,
+    EMPTY,
+    STREAM,
+    Source,
+    check_text_conditions,
+    check_text_keeps,
+    checked_source,
+    parse_texts,
+    problems_of,
+    read_samples,
+    text_file,
+)
+from fourm.modalities.registry import Modality
+from fourm.schedule.keeps import Keep
+
+
+class Reader(Protocol):
+    """Reads the samples of one shard. It is sent to other processes, so all of it can be pickled."""
+
+    def read(self, shard: Shard) -> Dataset:
+        """The samples, checked as those of a whole input; UsageError if they cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """An input in shards."""
+
+    shards: Sequence[Shard]
+    reader: Reader
+    input: Input
+    notes: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()  # a sentence for each sample that lacks a file, where that is known
+    total: int | None = None  # samples of all shards; None: not known before they are read
+    listed: Sequence[Sample] = ()  # all samples, of an input that had to be listed whole
+
+    def samples(self, shard: Shard) -> Dataset:
+        """The samples of one shard."""
+        return self.reader.read(shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the shards of an input are to be read for; see `read_samples`."""
+
+    source: Source
+    conditions: tuple[str, ...]
+    model: ModelFiles
+    raw: frozenset[str] = frozenset()
+    keeps: tuple[Keep, ...] = ()
+    later: tuple[Keep, ...] = ()
+    size: int = SHARD_SIZE
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All modalities of which something is read: conditions, and targets of which a part is kept."""
+        return tuple(dict.fromkeys((*self.conditions, *(k.target for k in (*self.keeps, *self.later)))))
+
+
+def list_shards(
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO,
+    raw: Collection[str] = (), keeps: Sequence[Keep] = (), later: Sequence[Keep] = (),
+    size: int = SHARD_SIZE,
+) -> Shards:  # fmt: skip
+    """The shards of an input; arguments as those of `read_samples`. size: samples of a shard, at most."""
+    source = checked_source(source, model)
+    asked = Asked(source, tuple(conditions), model, frozenset(raw), tuple(keeps), tuple(later), size)
+    return next(found for find in KINDS if (found := find(asked, stdin)) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """Samples without any input."""
+
+    def read(self, shard: Shard) -> Dataset:
+        assert shard.first is not None
+        assert shard.count is not None
+        return Dataset(tuple(map(Sample, number_keys(shard.count, shard.first))))
+
+
+def find_numbers(asked: Asked, stdin: BinaryIO) -> Shards | None:
+    """Shards without any input: ranges of numbers."""
+    source = asked.source
+    is_empty = source.data is None and not (source.prompts or source.paths or source.files or asked.read)
+    if source.data != EMPTY and not is_empty:
+        return None
+    if asked.read or source.paths or source.files or source.num_samples is None:
+        return _find_listed(asked, stdin)  # which says what is wrong
+    total = source.num_samples
+    return Shards(Ranges(total, asked.size, "numbers"), _Numbers(), Input("none"), total=total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Lines of a file of texts; of a shard, `parts` name the file, the range of bytes, and its first line."""
+
+    model: ModelFiles
+    rows: tuple[Modality, ...]  # of the conditions
+    column: str | None
+    names: tuple[str, ...]  # of the table's columns
+
+    def read(self, shard: Shard) -> Dataset:
+        _, file, begin, end, line = shard.parts
+        path, lines = Path(str(file)), LineRange(shard.count or 0, int(begin), int(end), int(line))
+        part = PartOfTable(lines.line, self.names)
+        suffix, first = path.suffix.lower(), shard.first or 0
+        samples = parse_texts(lines.read(path), str(path), suffix, self.rows, self.column, first, part)
+        problems = problems_of(samples, self.rows, self.model)
+        checked = [
+            replace(sample, problem=problem) if problem else sample
+            for sample, problem in zip(samples, problems, strict=True)
+        ]
+        return Dataset(tuple(checked[: shard.count]))
+
+
+def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
+    """Shards of a file of texts, or of standard input: ranges of lines."""
+    source, model = asked.source, asked.model
+    has_file = source.data not in (None, EMPTY) and not os.path.isdir(source.data or "")
+    is_texts = not (source.prompts or source.paths or source.files) and (has_file or source.data is None)
+    if not is_texts or source.subset_seed is not None or not asked.read:
+        return None
+    check_text_keeps((*asked.keeps, *asked.later))
+    rows = check_text_conditions(source, asked.read, model)
+    if source.data == STREAM:
+        path = _spool(stdin, ".txt" if all(row.codec == CAPTION for row in rows) else JSON_LINES[0])
+    else:
+        path = text_file(source, model)
+    suffix = path.suffix.lower() or ".txt"
+    if not path.is_file() or suffix in OTHER_TEXTS:
+        return None
+    scan = scan_lines(path, suffix, asked.size)
+    if scan.has_marks:  # they decide what is made, so all texts have to be known
+        return _find_listed(replace(asked, source=replace(source, data=str(path))), stdin)
+    first, shards = 0, list[Shard]()
+    for number, lines in enumerate(scan.ranges):
+        parts = ("lines", str(path), lines.begin, lines.end, lines.line)
+        shards.append(Shard(number, shard_name(number), first, lines.count, parts))
+        first += lines.count
+    shards = take_shards(shards, source.num_samples)
+    reader = _Lines(model, tuple(rows), source.column, scan.names)
+    reader.read(replace(shards[0], count=1))  # what is wrong with a column is said at once
+    read = Input("texts", num_samples=source.num_samples, sha256=scan.sha256)
+    return Shards(shards, reader, read, total=sum(shard.count or 0 for shard in shards))
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Samples of an input that is small, or that is only read whole."""
+
+    samples: tuple[Sample, ...]  # sorted by key
+
+    def read(self, shard: Shard) -> Dataset:
+        assert shard.first is not None
+        assert shard.count is not None
+        return Dataset(self.samples[shard.first : shard.first + shard.count])
+
+
+def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:
+    """Shards of any input: all samples are listed, as `read_samples` does, and divided."""
+    dataset = read_samples(
+        asked.source, asked.conditions, asked.model, stdin, asked.raw, asked.keeps, asked.later
+    )
+    samples = tuple(sorted(dataset.samples, key=lambda sample: sample.key))
+    if not samples:
+        raise UsageError("there is no sample")
+    ranges = Ranges(len(samples), asked.size, "listed")
+    return Shards(
+        ranges, _Listed(samples), dataset.input, dataset.notes, dataset.incomplete, len(samples), samples
+    )
+
+
+def _spool(stdin: BinaryIO, suffix: str) -> Path:
+    """A temporary file with what a stream holds; it is deleted when this process ends."""
+    with tempfile.NamedTemporaryFile(prefix="fourm-stdin-", suffix=suffix, delete=False) as file:
+        path = Path(file.name)
+        atexit.register(path.unlink, missing_ok=True)
+        while block := stdin.read(1 << 20):
+            file.write(block)
+    return path
+
+
+# Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.
+KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (find_numbers, find_lines, _find_listed)

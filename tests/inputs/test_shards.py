@@ -1,0 +1,131 @@
+"""Shards of an input hold the samples that are read of the whole, under the same names."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourm.data.layout import Sample
+from fourm.data.opening import read_bytes
+from fourm.errors import UsageError
+from fourm.hub.files import ModelFiles, find_model
+from fourm.inputs.shards import Shards, list_shards
+from fourm.inputs.sources import Source, read_samples
+
+NOTHING = io.BytesIO()
+TEXTS = {
+    "plain.txt": "a red circle\n\n \x1f\n  a blue square  \r\na\rb\ngreen triangle",
+    "mark.txt": "\ufeffa red circle\na blue square\n",
+    "table.tsv": 'n\tcaption\n1\ta red "circle"\n\t\n2\ta blue\rsquare\r\n',
+    "table.csv": 'caption,n\n"a red\ncircle",1\n,\n"a ""blue"" square",2\r\nlast,3',
+    "lines.jsonl": '{"text": "a red circle"}\n\n{"text": "a blue\\nsquare"}\n{"text": "x", "y": 2}\n',
+    "bare.jsonl": '"a red circle"\n"a blue square"\n',
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFiles:
+    return find_model("demo")
+
+
+def read(shards: Shards) -> list[Sample]:
+    """The samples of all shards, read by another process, the last shard first."""
+    again: Shards = pickle.loads(pickle.dumps(shards))
+    found = {shard.number: shards.samples(shard).samples for shard in reversed(again.shards)}
+    assert [len(found[shard.number]) for shard in shards.shards] == [one.count for one in shards.shards]
+    return [sample for number in sorted(found) for sample in found[number]]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_ranges_of_lines_have_the_prompts_of_the_file(
+    name: str, size: int, model: ModelFiles, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(TEXTS[name].encode())
+    for count in (None, 1, 2):
+        source = Source(data=str(tmp_path / name), num_samples=count)
+        whole = read_samples(source, ["caption"], model, NOTHING).samples
+        shards = list_shards(source, ["caption"], model, NOTHING, size=size)
+        assert read(shards) == list(whole)
+        assert all(shard.count == size for shard in shards.shards[:-1])
+        assert shards.total == len(whole)
+
+
+def test_standard_input_and_typed_prompts_are_shards_too(model: ModelFiles) -> None:
+    text = b"a red circle\na blue square\na green triangle\n"
+    whole = read_samples(Source(data="-"), ["caption"], model, io.BytesIO(text)).samples
+    assert read(list_shards(Source(data="-"), ["caption"], model, io.BytesIO(text), size=2)) == list(whole)
+    prompts = tuple(text.decode().splitlines())
+    assert read(list_shards(Source(prompts), ["caption"], model, NOTHING, size=2)) == list(whole)
+    asked = Source(data=None, subset_seed=3, num_samples=5)
+    whole = read_samples(asked, ["caption"], model, NOTHING).samples
+    assert read(list_shards(asked, ["caption"], model, NOTHING, size=2)) == list(whole)
+
+
+def test_nothing_as_input_is_ranges_of_numbers(model: ModelFiles) -> None:
+    source = Source(data="empty", num_samples=2_500_001)
+    shards = list_shards(source, [], model, NOTHING)
+    assert len(shards.shards) == 2501
+    assert [sample.key.path for sample in shards.samples(shards.shards[-1]).samples] == ["02500/2500000"]
+    assert (shards.shards[42].name, shards.shards[-1].count) == ("00042", 1)
+    assert len({shard.name for shard in shards.shards[7:9]}) == 2
+    with pytest.raises(UsageError, match="num_samples"):
+        list_shards(Source(data="empty"), [], model, NOTHING)
+
+
+def test_a_prompt_that_cannot_be_read_is_the_failure_of_its_sample(model: ModelFiles, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\n" + "word " * 3000 + "\na blue square\n")
+    source = Source(data=str(tmp_path / "p.txt"))
+    problems = [one.problem for one in read(list_shards(source, ["caption"], model, NOTHING, size=2))]
+    assert [bool(problem) for problem in problems] == [False, True, False]
+    with pytest.raises(UsageError) as whole:
+        read_samples(source, ["caption"], model, NOTHING)
+    assert str(whole.value) == problems[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "problem"),
+    [
+        ("p.jsonl", '{"other": 1}', "line 4 has no text under 'text'"),
+        ("p.tsv", "a\tb\tc", "line 4 has 3 cells, where the header has 1"),
+        ("p.csv", '"', "is not a .csv table from line 4"),
+        ("p.txt", "\udcff", "line 4 is not UTF-8"),
+    ],
+)
+def test_messages_name_the_line_of_the_file(
+    name: str, row: str, problem: str, model: ModelFiles, tmp_path: Path
+) -> None:
+    first = {"p.jsonl": json.dumps({"text": "x"})}.get(name, "text")
+    good = first if name == "p.jsonl" else "a red circle"
+    data = "\n".join([first, good, good, row]).encode(errors="surrogateescape")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=problem):
+        read(list_shards(Source(data=str(tmp_path / name)), ["caption"], model, NOTHING, size=1))
+
+
+def test_prompts_with_marks_are_listed_whole(model: ModelFiles, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\na [S_1] square\n")
+    shards = list_shards(Source(data=str(tmp_path / "p.txt")), ["caption"], model, NOTHING, size=1)
+    assert [sample.caption for sample in shards.listed] == ["a red circle", "a [S_1] square"]
+
+
+def test_a_file_that_was_cut_since_is_told(model: ModelFiles, tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a red circle\n" * 4)
+    shards = list_shards(Source(data=str(path)), ["caption"], model, NOTHING, size=2)
+    path.write_bytes(read_bytes(path, 1 << 10)[:30])
+    with pytest.raises(UsageError, match="has become shorter"):
+        read(shards)
+
+
+def test_a_shard_is_plain_data(model: ModelFiles, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
+    shards = list_shards(Source(data=str(tmp_path / "p.txt")), ["caption"], model, NOTHING, size=1)
+    said: dict[str, Any] = json.loads(json.dumps(shards.shards[1].to_json()))
+    assert said == {
+        "number": 1, "name": "00001", "first": 1, "count": 1,
+        "parts": ["lines", str(tmp_path / "p.txt"), 13, 27, 2],
+    }  # fmt: skip
