@@ -1,7 +1,7 @@
 """Reads and writes files of single values: ids, crops and arrays (.npy, .npz), JSON, text, pictures.
 
-A file may be a member of a tar shard. Everything that is wrong with a file is a SampleError that names it, so
-that one bad file does not end a run. Pickled arrays are never loaded.
+A file may be a member of a tar shard or a cell of a Parquet file. Everything that is wrong with a file is a
+SampleError that names it, so that one bad file does not end a run. Pickled arrays are never loaded.
 """
 
 import gzip
@@ -25,7 +25,8 @@ from PIL import TiffImagePlugin as tiff
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from fourm.data.dataset import PICTURE_SUFFIXES, read_member, split_path
+from fourm.data.containers import ending_of, read_member, split_path
+from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.layout import Crop, Fit, Frame, fit_crop
 from fourm.data.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError, shown
@@ -163,12 +164,18 @@ def _level_step(image: Image.Image) -> int:
     return int(image.mode != "1")
 
 
+def file_ending(path: Path) -> str:
+    """The extension of a file in lower case; of a cell of a Parquet file, that of what it holds."""
+    with _opening(path):
+        return ending_of(path)
+
+
 def read_turn(path: Path) -> int:
     """How a picture is rotated or mirrored to stand upright, 1..8 as EXIF counts; 1 means not at all.
 
     1 for arrays, and where the tag is missing, damaged or none of these numbers.
     """
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
+    if file_ending(path) not in PICTURE_SUFFIXES:
         return 1
     data, exif, turn = _read_bytes(path, MAX_BYTES), Image.Exif(), 1
     with (
@@ -193,7 +200,7 @@ def read_size(path: Path, turn: int = 1) -> tuple[int, int]:
 
 
 def _stored_size(path: Path) -> tuple[int, int]:
-    if path.suffix.lower() == ".npy":
+    if file_ending(path) == ".npy":
         shape = read_array(path).shape
         if len(shape) != 2 or 0 in shape:
             raise SampleError(f"{path}: an array of shape {shape} is no map of pixels")
@@ -282,20 +289,27 @@ def _finite(text: str) -> float:
 
 
 def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
-    """All bytes of a file, or of a member of a tar shard."""
-    try:
+    """All bytes of a file, or of a member of a container."""
+    with _opening(path):
         place = split_path(path)
         data = read_bytes(path, limit) if place is None else read_member(*place, limit)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError) and path.is_symlink():
-            reason = f"a link to {os.readlink(path)}, which is not there"
-        raise SampleError(f"{path}: cannot be read ({reason})") from error
     if len(data) > limit:
         raise SampleError(f"{path}: more than {limit >> 20} MiB")
     if not data and not may_be_empty:
         raise SampleError(f"{path}: is empty")
     return data
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn an OSError into a SampleError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            reason = f"a link to {os.readlink(path)}, which is not there"
+        raise SampleError(f"{path}: cannot be read ({reason})") from error
 
 
 def read_frame(path: Path) -> Frame:

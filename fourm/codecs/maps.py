@@ -19,7 +19,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from fourm.codecs.colours import NO_CLASS, paint_features, to_bytes, turbo
-from fourm.codecs.files import MAX_PIXELS, levels_of, read_array, read_levels, read_picture
+from fourm.codecs.files import MAX_PIXELS, file_ending, levels_of, read_array, read_levels, read_picture
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
@@ -100,7 +100,7 @@ def read_depth(path: Path) -> Value:
     A float array may hold NaN where depth is not known; a float picture lies in [0, 1]. SampleError: another
     shape, dtype or range, or infinity.
     """
-    is_array = path.suffix.lower() == ".npy"
+    is_array = file_ending(path) == ".npy"
     return depth_of(read_array(path) if is_array else read_picture(path), str(path))
 
 
@@ -124,7 +124,7 @@ def read_distance(path: Path) -> NDArray[np.float32]:
 
 def read_features(path: Path) -> NDArray[np.float32]:
     """(C, h, w) float32 of a .npy file. SampleError: another file, shape or dtype, or NaN or infinity."""
-    if path.suffix.lower() != ".npy":
+    if file_ending(path) != ".npy":
         raise SampleError(f"{path}: features are read from .npy files, channels x rows x columns")
     return _checked_floats(read_array(path), str(path), 3)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
 from fourm.codecs.figures import POSE_NUMBERS, Decode, draw_figures, draw_instances
-from fourm.codecs.files import read_json, read_members, read_text
+from fourm.codecs.files import file_ending, read_json, read_members, read_text
 from fourm.codecs.images import check_finite
 from fourm.codecs.maps import finite_float32
 from fourm.data.layout import Crop
@@ -105,7 +105,7 @@ class StructuredCodec:
 
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
         """As `read_structured`; the problems of the value say how much of it is too long for the model."""
-        if path.suffix.lower() == ".npy":  # as the reference keeps instances
+        if file_ending(path) == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         return self.fitting(read_structured(path, self.grammar, crop))
 
@@ -349,7 +349,7 @@ def _known_values(slot: Slot) -> list[Tensor]:
 
 
 def _read_caption(path: Path, crop: Crop | None) -> str:
-    if path.name.lower().endswith((".json", ".json.gz")):
+    if path.name.lower().endswith(".json.gz") or file_ending(path) == ".json":
         text = read_json(path)
         number = crop.number if crop is not None else 0
         if isinstance(text, list) and text:

@@ -4,8 +4,9 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "containers": "ending_of read_member split_path",
     "dataset": """Dataset Input Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in
-        list_dataset list_folder match_spellings read_member split_path suffix_of""",
+        list_dataset list_folder match_spellings suffix_of""",
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",

@@ -1,25 +1,21 @@
 """Lists datasets on disk: folders and tar shards, samples matched by name, and the choice of some of them.
 
-The path of a tar shard's member treats the shard as a folder: `rgb/shard-00000.tar/000017.png`. Nothing is
-unpacked: a shard is indexed once per process, and a member is read in place.
+The path of a tar shard's member treats the shard as a folder: `rgb/shard-00000.tar/000017.png`.
 """
 
 import itertools
 import os
-import tarfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from fourm.data.layout import MAX_SAMPLES, Key, Sample
-from fourm.data.opening import open_file
-from fourm.errors import SampleError, UsageError, printable
+from fourm.data.tars import NO_ACCESS, SHARD_SUFFIX, TarIndex, read_tar
+from fourm.errors import UsageError, printable
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif",
@@ -28,14 +24,7 @@ PICTURE_SUFFIXES = (
 EXTENSIONS = frozenset((*PICTURE_SUFFIXES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
 TOKENIZER = "tokenizer.json"  # file in a modality's folder that names the tokenizer of its tokens
 UNKNOWN = "*"  # stands for the names of all files in a folder or shard that cannot be listed
-SHARD_SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-MAX_NAME, MAX_PART = 1024, 255  # longest name of a member with its folders, and longest part of it, in bytes
-_MAX_HEADER = 1 << 20  # largest header of a member, long names included, in bytes
-_NO_ACCESS = f"gives no access to single members; unpack it to {SHARD_SUFFIX}"  # what is compressed
-_BLOCK = 512  # bytes; the unit of the tar format
-# First bytes of compressed files -> the name of the format.
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 # Of a folder's path, its sorted entries, and whether it is the outermost: the entries that count.
@@ -112,24 +101,6 @@ class Listing:
         return next((one for one in (key, *above) if one in self.problems), None)
 
 
-@dataclass(slots=True)
-class TarIndex:
-    """The index of a tar file."""
-
-    # Name without a leading `./` -> position of the first byte and number of bytes, or why it cannot be read.
-    members: dict[str, tuple[int, int] | str] = field(default_factory=dict)
-    problem: str = ""  # why there may be more members than are listed here
-
-
-class _Guarded(BufferedReader):
-    """A file for tarfile that refuses reads above _MAX_HEADER, whatever size a damaged header gives."""
-
-    def read(self, size: int) -> bytes:  # type: ignore[override]
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return super().read(size)
-
-
 def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
 
@@ -141,7 +112,20 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     missing, or if no sample is complete or none can be read.
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
-    everything = found | {name: list_folder(root, name) for name in beside if os.path.lexists(root / name)}
+    more = {name: list_folder(root, name) for name in beside if os.path.lexists(root / name)}
+    dataset = match_listings(found, more, {name: f"a file in {folder}" for name, folder in folders.items()})
+    check_readable(root, dataset, f"a file in each of {', '.join(folders.values())}")
+    return dataset
+
+
+def match_listings(
+    found: Mapping[str, Listing], more: Mapping[str, Listing], labels: Mapping[str, str]
+) -> Dataset:
+    """The samples that have a file in each listing of `found`, matched by name, in the reference's order.
+
+    more: files of some samples only; labels: what a sample without a file lacks, by modality.
+    """
+    everything = {**found, **more}
     match_spellings([*everything.values()])
     samples, incomplete, reported = list[Sample](), list[str](), set[tuple[str, Key]]()
     names = dict[Key, str]()  # of files, with extensions: samples of a folder are in the order of these
@@ -153,9 +137,9 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
             names.setdefault(key, path.name)
     for key in sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key])):
         causes = [(name, cause) for name, listing in everything.items() if (cause := listing.cause_of(key))]
-        lacking = [folders[modality] for modality, listing in found.items() if key not in listing.files]
+        lacking = [labels[modality] for modality, listing in found.items() if key not in listing.files]
         if lacking and not any(name in found for name, _ in causes):
-            incomplete.append(f"{key.text} has no file in {', '.join(lacking)}")
+            incomplete.append(f"{key.text} lacks {', '.join(lacking)}")
             continue
         reported.update(causes)
         files = {name: listing.files[key] for name, listing in everything.items() if key in listing.files}
@@ -166,14 +150,19 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
             if key.name == UNKNOWN and (modality, key) not in reported:
                 samples.append(Sample(key, problem=problem))
     notes = [note for listing in found.values() for note in listing.notes]
+    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
+
+
+def check_readable(where: Path | str, dataset: Dataset, wanted: str) -> None:
+    """UsageError: no sample is complete, or none can be read. wanted: what a complete one has."""
+    samples = dataset.samples
     if not samples:
-        reasons = [f": {text}" for text in (*notes, *incomplete)]
+        reasons = [f": {text}" for text in (*dataset.notes, *dataset.incomplete)]
         reason = next(iter(reasons), "; names that begin with a dot are passed over")
-        raise UsageError(f"{root}: no sample has a file in each of {', '.join(folders.values())}{reason}")
+        raise UsageError(f"{where}: no sample has {wanted}{reason}")
     if all(sample.problem for sample in samples):
         none = f"none of the {len(samples)} samples" if len(samples) > 1 else "nothing"
-        raise UsageError(f"{root}: {none} can be read: {printable(samples[0].problem)}")
-    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
+        raise UsageError(f"{where}: {none} can be read: {printable(samples[0].problem)}")
 
 
 def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
@@ -249,32 +238,6 @@ def suffix_of(name: str) -> str:
     return suffix if suffix in EXTENSIONS and suffix != lower else ""
 
 
-def split_path(path: Path) -> tuple[Path, str] | None:
-    """The shard in a path, and the name of the member in it; None for a path without a shard."""
-    for above in reversed(path.parents):
-        if above.name.lower().endswith(SHARD_SUFFIX) and os.path.isfile(above):
-            return above, path.relative_to(above).as_posix()
-    return None
-
-
-def read_member(path: Path, name: str, limit: int) -> bytes:
-    """The bytes of a member, at most `limit + 1` of them. SampleError if it cannot be read."""
-    place = read_shard(path).members.get(name, "is not in this shard")
-    if isinstance(place, str):
-        raise SampleError(f"{path}/{name}: {place}")
-    first, size = place
-    with open_file(path) as file:
-        file.seek(first)
-        return file.read(min(size, limit + 1))
-
-
-def read_shard(path: Path) -> TarIndex:
-    """The index of a shard, which is read again only if the file has changed."""
-    with open_file(path) as file:
-        now = os.fstat(file.fileno())
-    return _index(path, now.st_size, now.st_mtime_ns)
-
-
 def without_hidden(path: str, listed: list[os.DirEntry[str]], is_top: bool) -> list[os.DirEntry[str]]:
     """The entries of a folder whose names do not begin with a dot."""
     return [entry for entry in listed if not entry.name.startswith(".")]
@@ -341,7 +304,7 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     if lower.endswith(SHARD_SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
     elif end := next(filter(lower.endswith, COMPRESSED_SUFFIXES), ""):
-        why = f"a compressed shard {_NO_ACCESS}"
+        why = f"a compressed shard {NO_ACCESS}"
         found.problems[Key(within + name[: -len(end)], UNKNOWN)] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         with suppress(OSError):  # the link was deleted meanwhile
@@ -353,7 +316,7 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
 
 def _add_shard(found: Listing, path: Path, folder: str) -> None:
     try:
-        shard = read_shard(path)
+        shard = read_tar(path)
     except OSError as error:
         shard = TarIndex(problem=f"cannot be read ({error.strerror})")
     for name, place in shard.members.items():
@@ -370,54 +333,3 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
 def _folder_and_above(folder: str) -> list[str]:
     """`a/b/c` -> `a`, `a/b`, `a/b/c`."""
     return list(itertools.accumulate(folder.split("/"), "{}/{}".format))
-
-
-@lru_cache(maxsize=4096)
-def _index(path: Path, size: int, changed: int) -> TarIndex:
-    """The index of a shard; `changed` is only part of the cache's key."""
-    shard = TarIndex()
-    before = -1  # position of the last header
-    problem = ""
-    with _Guarded(open_file(path).detach()) as file:
-        start = file.peek(_BLOCK)
-        try:
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                while (member := tar.next()) is not None:
-                    if member.offset <= before or member.size < 0:
-                        raise tarfile.ReadError("a header leads backwards")
-                    before = member.offset
-                    _add_member(shard, member, size)
-                file.seek(tar.offset)
-            end, block = file.tell(), file.read(_BLOCK)
-            if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks
-                problem = f"is damaged at byte {end}" if len(block) == _BLOCK else "is cut off"
-        except Exception as error:  # tarfile raises errors of many kinds for malformed headers
-            problem = f"is cut off or damaged ({str(error)[:100]})"
-            form = next((form for head, form in _MAGIC.items() if start.startswith(head)), "")
-            if form and before < 0:
-                problem = f"is compressed ({form}), which {_NO_ACCESS}"
-    if problem:
-        count = sum(isinstance(place, tuple) for place in shard.members.values())
-        known = f"{count:,} of its members are" if count else "nothing in it is"
-        shard.problem = "; ".join(filter(None, (shard.problem, problem, f"{known} known")))
-    return shard
-
-
-def _add_member(shard: TarIndex, member: tarfile.TarInfo, end: int) -> None:
-    """Add one member, under its name without `./` and doubled slashes. end: size of the shard in bytes."""
-    if member.isdir():
-        return
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    name = "/".join(parts)
-    if member.name.startswith("/") or not parts or ".." in parts or "\0" in name:
-        shard.problem = shard.problem or f"holds {member.name[:100]!r}, a name that leads out of it"
-    elif max(len(os.fsencode(part)) for part in parts) > MAX_PART or len(os.fsencode(name)) > MAX_NAME:
-        shard.problem = shard.problem or f"holds the name {name[:100]!r}..., which is too long for a file"
-    elif name in shard.members:
-        shard.members[name] = "stands in its shard more than once"
-    elif not member.isreg() or member.issparse():
-        shard.members[name] = "is a link, a device or a file with holes; only plain members are read"
-    elif member.offset_data + member.size > end:
-        shard.members[name] = "is cut off with the end of its shard"
-    else:
-        shard.members[name] = (member.offset_data, member.size)

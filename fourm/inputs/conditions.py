@@ -16,7 +16,7 @@ from fourm.codecs.images import TURN_ADVICE, GridCodec
 from fourm.codecs.table import Codec
 from fourm.codecs.taking import take, take_ids, take_map, take_whole
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
-from fourm.data.dataset import split_path
+from fourm.data.containers import split_path
 from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sample, fit_crop
 from fourm.errors import SampleError
 from fourm.inputs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms

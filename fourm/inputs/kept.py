@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fourm.codecs.files import read_ids, read_text
+from fourm.codecs.files import file_ending, read_ids, read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.keeping import (
     Mask,
@@ -125,7 +125,7 @@ def keep_text(keep: Keep, codec: Codec, chain: Chain, value: Any) -> Kept:
 
 def read_marked(codec: Codec, path: Path) -> Structured[Any] | None:
     """A text as the model writes it, of a .txt file; None for a file of another form."""
-    if isinstance(codec, StructuredCodec) and path.suffix.lower() == ".txt":
+    if isinstance(codec, StructuredCodec) and file_ending(path) == ".txt":
         return codec.marked(read_text(path).strip())
     return None
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.codecs.files import read_size
+from fourm.codecs.files import file_ending, read_size
 from fourm.codecs.maps import FORMS
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.layout import PICTURES, SAMPLES_PER_FOLDER, Place
@@ -176,9 +176,9 @@ def _whole_pixels(job: Job) -> int:
     areas = list[int]()
     for sample in job.request.chosen[:_LOOKED_AT]:
         files = sample.files_of(0)
-        known = (path for path in files.values() if path.suffix.lower() in PICTURE_SUFFIXES)
-        if path := files.get(PICTURES) or next(known, None):
-            with suppress(SampleError):  # the sample will fail
+        with suppress(SampleError):  # the sample will fail
+            known = (path for path in files.values() if file_ending(path) in PICTURE_SUFFIXES)
+            if path := files.get(PICTURES) or next(known, None):
                 areas.append(math.prod(read_size(path)))
     return sum(areas) // len(areas) if areas else 0
 

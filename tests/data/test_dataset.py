@@ -104,7 +104,7 @@ def test_recorded_trees_are_listed_in_the_recorded_order(golden: Path, tmp_path:
             assert [s.files[name].relative_to(root).as_posix() for s in dataset.samples] == paths
             lacking = set().union(*map(set, listed.values())) - set(keys)
             folder = folders[name]
-            assert {s.split(" has no file in ")[0] for s in dataset.incomplete if folder in s} >= lacking
+            assert {s.split(" lacks a file in ")[0] for s in dataset.incomplete if folder in s} >= lacking
         if "quirk" in case:
             assert dataset.incomplete
     assert number == len([case for case in cases if not case["settings"]]) - 1 == 5
@@ -247,7 +247,7 @@ def test_samples_are_matched_by_name_and_a_missing_partner_is_reported(tmp_path:
     dataset = list_dataset(tmp_path, {"rgb@64": "rgb", "caption": "caption"})
     assert [s.key.text for s in dataset.samples] == ["top", "x/1", "x/2"]
     assert dataset.samples[2].files["rgb@64"].name == "2.JPG"
-    assert dataset.incomplete == ("x/10 has no file in caption",)
+    assert dataset.incomplete == ("x/10 lacks a file in caption",)
 
 
 def test_hidden_folders_of_other_programs_are_left_out(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_missing_folder_names_those_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no folder 'caption'; there is rgb"):
         list_dataset(tmp_path, {"caption": "caption"})
     (tmp_path / "caption").mkdir()
-    with pytest.raises(UsageError, match=r"no sample has a file in each .*: x/1 has no file in caption"):
+    with pytest.raises(UsageError, match=r"no sample has a file in each .*: x/1 lacks a file in caption"):
         list_dataset(tmp_path, {"rgb": "rgb", "caption": "caption"})
     make(tmp_path, "depth")
     with pytest.raises(UsageError, match=r"'depth' is a file, not a folder; there is caption, rgb"):

@@ -212,7 +212,7 @@ def test_samples_without_a_partner_are_told_but_not_all_of_them(run: Run, tiny: 
     (tmp_path / "data/caption/s/03.txt").write_text("a red circle")
     code, _, err = run(*words(tiny, "data", "out", "rgb-caption"))
     assert code == 0
-    assert err.count("has no file in caption") == 5
+    assert err.count("lacks a file in caption") == 5
     assert "6 more samples lack a file" in err
     assert [p.name for p in (tmp_path / "out/tok_depth@64/s").iterdir()] == ["03.npy"]
 

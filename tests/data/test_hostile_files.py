@@ -34,7 +34,7 @@ from tokenizers.models import WordLevel
 from fourm.codecs.files import read_array, read_ids, read_json, read_picture, read_text
 from fourm.codecs.maps import read_pixels
 from fourm.codecs.table import build_codec
-from fourm.data.dataset import read_shard
+from fourm.data.tars import read_tar
 from fourm.errors import MAX_SENTENCE, SampleError, printable
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import FIRST_SENTINEL, RESERVED, WordPiece
@@ -569,7 +569,7 @@ def test_a_spoilt_member_of_a_shard_is_named_as_a_file_is(tmp_path: Path) -> Non
             member = tarfile.TarInfo(name)
             member.size = len(data) // 2
             tar.addfile(member, io.BytesIO(data))
-    places = read_shard(tmp_path / "s.tar").members.values()
+    places = read_tar(tmp_path / "s.tar").members.values()
     assert [type(place) for place in places] == [tuple] * len(REAL)
     for name in REAL:
         for reader in READERS.values():

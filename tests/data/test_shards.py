@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fourm.codecs.files import read_array, read_json, read_picture, read_text
-from fourm.data.dataset import list_dataset, read_member, read_shard, split_path
+from fourm.data.containers import read_member, split_path
+from fourm.data.dataset import list_dataset
+from fourm.data.tars import read_tar
 from fourm.errors import SampleError, UsageError
 
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
@@ -157,7 +159,7 @@ def test_a_name_that_stands_twice_is_a_problem_of_that_sample(tmp_path: Path) ->
 def test_a_shard_cut_off_anywhere_keeps_the_samples_before(tmp_path: Path, form: str) -> None:
     data = png()
     whole = write_shard(tmp_path / "whole.tar", {f"{i}.png": data for i in range(4)}, form).read_bytes()
-    ends = [place[0] + place[1] for place in read_shard(tmp_path / "whole.tar").members.values()]
+    ends = [place[0] + place[1] for place in read_tar(tmp_path / "whole.tar").members.values()]
     path = tmp_path / "rgb/s.tar"
     path.parent.mkdir()
     for length in [*range(0, ends[-1] + 513, 7), *ends, *(end + 1 for end in ends)]:
@@ -178,7 +180,7 @@ def test_a_shard_cut_off_anywhere_keeps_the_samples_before(tmp_path: Path, form:
 
 def test_what_is_lost_fails_by_name_where_another_modality_has_the_names(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "rgb/s.tar", {f"{i}.png": png() for i in range(4)})
-    path.write_bytes(path.read_bytes()[: read_shard(path).members["2.png"][0] - 100])
+    path.write_bytes(path.read_bytes()[: read_tar(path).members["2.png"][0] - 100])
     write_shard(tmp_path / "caption/s.tar", {f"{i}.txt": b"red" for i in range(5)})
     found = listed(tmp_path, "rgb", "caption")
     assert [key for key, problem in found.items() if not problem] == ["s/0", "s/1"]
@@ -189,7 +191,7 @@ def test_what_is_lost_fails_by_name_where_another_modality_has_the_names(tmp_pat
 def test_damage_in_the_middle_keeps_the_samples_before(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "rgb/s.tar", {f"{i}.png": png() for i in range(4)}, "ustar")
     data = bytearray(path.read_bytes())
-    third = read_shard(path).members["2.png"][0] - 512
+    third = read_tar(path).members["2.png"][0] - 512
     data[third : third + 512] = os.urandom(512)
     path.write_bytes(data)
     found = listed(tmp_path, "rgb")
@@ -394,7 +396,7 @@ def test_listing_takes_time_in_proportion_to_the_members(tmp_path: Path) -> None
 
 def test_the_index_of_a_shard_is_kept_while_the_file_stays_the_same(tmp_path: Path) -> None:
     path = thousands(tmp_path / "s.tar", 1000, ".txt")
-    assert read_shard(path) is read_shard(path)
+    assert read_tar(path) is read_tar(path)
     for i in (999, 0, 500):
         assert read_text(path / f"{i:06d}.txt") == f"{i:06d}"
 
