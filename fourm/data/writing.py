@@ -96,14 +96,14 @@ def vanished(root: Path) -> FourMError:
 def check_writable(root: Path) -> None:
     """OSError if no file can be created below root."""
     try:
-        _new_file(root).unlink()
+        new_unfinished(root).unlink()
     finally:
         remove_leftovers(root)
 
 
 def server_clock(root: Path) -> float:
     """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
-    file = _new_file(root)
+    file = new_unfinished(root)
     ahead = file.stat().st_mtime - time.time()
     file.unlink(missing_ok=True)
     return ahead
@@ -283,7 +283,7 @@ def _unfinished(root: Path, path: Path) -> Iterator[Path]:
     if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
         raise FourMError(f"{path} leads out of {root}; nothing is written there")
     try:
-        file = _new_file(root, path.suffix)
+        file = new_unfinished(root, path.suffix)
         try:
             make_below(root, path.parent)
             yield file
@@ -295,7 +295,7 @@ def _unfinished(root: Path, path: Path) -> Iterator[Path]:
         raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _new_file(root: Path, suffix: str = "") -> Path:
+def new_unfinished(root: Path, suffix: str = "") -> Path:
     """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
     file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
     for _ in range(100):

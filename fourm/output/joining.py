@@ -31,13 +31,11 @@ from fourm.data.writing import (
 from fourm.errors import UsageError
 from fourm.output import processes
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
-from fourm.output.record import FRAMES, NEXT, RUN, SAMPLES, SR_RUN, RunRecord, format_run
+from fourm.output.record import FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
-# Fields of a record that may differ between a run and the one that resumes it.
-NOT_COMPARED = ("versions", "command", "device", "created", "options", "batch_size")
 MAX_DIFFERENCES = 5  # named in the message that refuses to resume
 
 

@@ -29,6 +29,7 @@ RESERVED_NAMES = (
     *NEXT, *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES, FAILURES, PLOTS,
     PARTIAL,
 )  # fmt: skip
+FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
 FORMAT = 3  # of run.json; fields may be added to it
@@ -37,6 +38,8 @@ MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest nam
 # Fields of a record that the super-resolution of its run depends on; older versions did not record the input.
 _ORIGIN = ("model", "revision", "files", "options", "num_variations", "seed", "dtype", "input")
 _Count = Annotated[int, Limits(1, MAX_SAMPLES)]
+# Fields of a record that may differ between a run and the one that resumes it.
+NOT_COMPARED = ("versions", "command", "device", "created", "options", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class RunRecord:
     model: str
     revision: str
     files: Mapping[str, str]  # weights, tokenizers, text tokenizer -> sha256
-    samples: _Count  # of all processes together
+    samples: Annotated[int, Limits(0)]  # of all processes together; 0: not known, of a sharded run
     num_variations: _Count
     seed: Annotated[int, Limits(0, MAX_SEED)]
     dtype: str
@@ -86,6 +89,14 @@ class RunRecord:
     batch_size: Annotated[int, Limits(1)] | None = None  # None: an older version made the folder
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
     detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
+    format: Literal["files", "shards", "webdataset", "parquet"] = "files"  # one of FORMATS
+    shard_size: Annotated[int, Limits(1)] | None = None  # samples of a shard, at most
+    shards: Annotated[int, Limits(1)] | None = None  # of all processes together
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether results are in shards."""
+        return self.format != FILES
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""
@@ -121,7 +132,7 @@ def parse_run(text: str) -> tuple[RunRecord, str, bool]:
 def _run_of(said: Mapping[str, Any]) -> RunRecord:
     """The record that parsed JSON of format 3 holds."""
     run: RunRecord = to_type(RunRecord, said, "run", strict=False)
-    if run.samples * run.num_variations > MAX_SAMPLES:
+    if not run.is_sharded and not 1 <= run.samples * run.num_variations <= MAX_SAMPLES:
         raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")
     if run.variation is not None and run.variation >= run.num_variations:
         raise ValueError(f"there is no variation {run.variation}")

@@ -1,0 +1,188 @@
+"""What the folder of a sharded run holds: members of tars and tables, and of each shard a marker.
+
+The marker, `done/NAME.json`, is written last and says what the shard became. What has a marker is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fourm.data.layout import Key, file_name
+from fourm.data.opening import open_own
+from fourm.data.shards import Shard
+from fourm.data.writing import write_text
+from fourm.errors import UsageError, printable
+from fourm.modalities.typed import to_type
+from fourm.output.processes import seal
+from fourm.output.record import NOT_COMPARED, RUN, SR_RUN, RunRecord
+
+DONE = {RUN: "done", SR_RUN: "done.sr"}  # folder of the markers of a run
+NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
+MAX_MARKER_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a shard became: results (samples times variations), and samples of which a file was missing."""
+
+    samples: int = 0
+    saved: int = 0
+    failed: int = 0
+    incomplete: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """One result that could not be made."""
+
+    key: str
+    variation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Says that a shard is whole, and what it became."""
+
+    shard: Shard
+    format: str  # one of FORMATS
+    keys: Literal["name", "path"]  # how members are called: NAME or PATH
+    counts: Counts
+    settings: str  # digest of the run's settings
+    files: Mapping[str, tuple[str, int]]  # by path below the folder of the run: sha256 and number of bytes
+    failures: tuple[ShardFailure, ...] = ()
+    incomplete: tuple[str, ...] = ()  # a sentence for each sample that was left out
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, root: Path, record: str = RUN) -> None:
+        """Write it; the shard is whole from now on."""
+        path = marker_path(root, self.shard.name, record)
+        write_text(root, path, seal(json.loads(json.dumps(asdict(self)))))
+
+
+def marker_path(root: Path, name: str, record: str = RUN) -> Path:
+    """The path of the marker of a shard."""
+    return root / DONE[record] / f"{name}.json"
+
+
+def read_marker(path: Path) -> Marker:
+    """A marker; UsageError for one that is damaged or was changed."""
+    try:
+        with open_own(path, "r", MAX_MARKER_BYTES) as file:
+            text = file.read().decode()
+        said = json.loads(text)
+        marker: Marker = to_type(Marker, said, "marker", strict=False)
+        if seal(said) != text:
+            raise ValueError("it was changed after it was written")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{printable(str(path))}: is no marker of a shard, or was damaged ({error})"
+        ) from error
+    return marker
+
+
+def marker_files(root: Path, record: str = RUN) -> Iterator[Path]:
+    """The paths of all markers of a run, sorted within each folder."""
+    for where, folders, files in os.walk(root / DONE[record]):
+        folders.sort()
+        yield from (Path(where, name) for name in sorted(files) if name.endswith(".json"))
+
+
+def read_markers(root: Path, record: str = RUN) -> Iterator[Marker]:
+    """All markers of a run, one at a time; UsageError for a damaged one."""
+    return map(read_marker, marker_files(root, record))
+
+
+def settings_digest(record: RunRecord) -> str:
+    """A digest of all that the files of a run depend on, and what they are called."""
+    facts = {name: fact for name, fact in record.to_json().items() if name not in NOT_COMPARED}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def find_done(
+    root: Path, shards: Sequence[Shard], settings: str, record: str = RUN
+) -> tuple[dict[int, Counts], list[str]]:
+    """By number, what became of the shards that are whole; and a sentence for each one that is damaged.
+
+    A shard is whole if its marker is of these settings, and its files are there with their sizes.
+    """
+    done, faults = dict[int, Counts](), list[str]()
+    there = set(marker_files(root, record))
+    for shard in shards:
+        path = marker_path(root, shard.name, record)
+        if path not in there:
+            continue
+        try:
+            marker = read_marker(path)
+            if fault := _fault_of(root, marker, settings):
+                raise UsageError(f"{printable(str(path))}: {fault}")
+            done[shard.number] = marker.counts
+        except UsageError as error:
+            faults.append(f"{error}; shard {shard.name} is made again")
+    return done, faults
+
+
+def _fault_of(root: Path, marker: Marker, settings: str) -> str:
+    """Why a shard that has a marker is not whole; "" if it is."""
+    if marker.settings != settings:
+        return "is of other settings"
+    for name, (_, size) in marker.files.items():
+        try:
+            there = os.lstat(root / name).st_size
+        except OSError:
+            return f"its file {name} is not there"
+        if there != size:
+            return f"its file {name} has {there:,} bytes, not {size:,}"
+    return ""
+
+
+def remove_shards(root: Path, record: str = RUN) -> None:
+    """Delete all shards of a run, each before its marker; other files stay."""
+    folders = set[Path]()
+    for path in marker_files(root, record):
+        with suppress(UsageError):
+            for name in read_marker(path).files:
+                if {"", ".", ".."}.isdisjoint(name.split("/")):
+                    (root / name).unlink(missing_ok=True)
+                    folders |= {(root / name).parent}
+        path.unlink(missing_ok=True)
+        folders.add(path.parent)
+    for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):
+        for one in (folder, *folder.parents):
+            if one == root or not one.is_relative_to(root):
+                break
+            with suppress(OSError):  # it is not empty
+                one.rmdir()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One file of a result."""
+
+    key: Key
+    variation: int | None  # None: the only one, or of all
+    folder: str  # of its kind of file: "rgb", "tok_rgb@64"
+    suffix: str
+
+    def name(self, keys: str) -> str:
+        """Its name in a tar of its folder: `042017-v1.png`, or with keys "path" `00042/042017-v1.png`."""
+        key = Key("", self.key.name) if keys == NAME else self.key
+        return file_name("", key, self.suffix, self.variation)[1:]
+
+    def web_name(self, keys: str) -> str:
+        """Its name in a tar of all folders, `042017-v1.rgb.png`; the first dot ends the name of a sample."""
+        above = f"{self.key.folder}/" if self.key.folder and keys == PATH else ""
+        number = "" if self.variation is None else f"-v{self.variation}"
+        name = self.key.name.replace("%", "%25").replace(".", "%2E") + number
+        return f"{above}{name}.{self.folder.replace('/', '.')}{self.suffix}"
+
+    @property
+    def column(self) -> str:
+        """The column of a table: the folder, and what else than an ending the suffix has."""
+        return self.folder + os.path.splitext(f"x{self.suffix}")[0][1:]
