@@ -24,6 +24,7 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.modalities.text import EOS_ID, PAD_ID
 from fourm.networks.checkpoint import load_model
+from fourm.networks.linears import pack
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.precision import torch_dtype
 from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
@@ -78,6 +79,7 @@ def random_model(config: Mapping[str, object], device: str, dtype: torch.dtype) 
         for name, like in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
+    pack(model)
     return model.requires_grad_(False).eval()
 
 
