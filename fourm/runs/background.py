@@ -15,6 +15,8 @@ from fourm.runs.events import Event
 T = TypeVar("T")
 Made = TypeVar("Made")
 Work = Callable[[Sequence[T]], Generator[Event, None, None]]
+# Types of devices beside which batches are saved; on a CPU, both would only share its cores.
+BESIDE = {"cuda"}
 MOST_THREADS = 4  # that write files
 
 
@@ -22,9 +24,7 @@ MOST_THREADS = 4  # that write files
 class Background:
     """Works on rows in another thread, while the caller keeps the device busy and asks for the events.
 
-    On a CPU there is no such thread, as both would only share its cores: work is done at once. So it is on a
-    GPU after memory has run out. Between two events the thread has torch's settings of the dtype or waits
-    for them.
+    Where that is of no use, and after memory has run out, work is done at once, in the caller's thread.
     """
 
     portions: Portions
@@ -35,7 +35,7 @@ class Background:
     _is_stopped: bool = False
 
     def __post_init__(self) -> None:
-        self.is_beside = self.portions.device.type == "cuda"
+        self.is_beside = self.portions.device.type in BESIDE
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
 
     def add(self, rows: Sequence[T], work: Work[T]) -> Iterator[Event]:

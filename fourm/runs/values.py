@@ -25,7 +25,7 @@ from fourm.inputs.kept import Kept
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
-from fourm.networks.state import Batch
+from fourm.networks.state import Batch, to_device
 from fourm.networks.tokenizers.solvers import solver_named
 from fourm.runs.background import in_threads
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
@@ -72,7 +72,7 @@ def decode_rows(
             yield Failed(*rows[0].work.result, str(error))
             return
         for index, row in enumerate(rows):
-            alone = batch.select(torch.tensor([index], device=batch.device))
+            alone = batch.select(to_device(torch.tensor([index]), batch.device))
             yield from decode_rows(job, codecs, [row], alone, keep)
         return
 
@@ -104,7 +104,8 @@ def unreported(
 ) -> tuple[list[PreparedSample], Batch]:
     """The chosen rows of a batch whose results (key and variation) are not reported yet."""
     left = [index for index in chosen if given[index].work.result not in reported]
-    return [given[i] for i in left], batch.select(torch.tensor(left, dtype=torch.long, device=batch.device))
+    rows = to_device(torch.tensor(left, dtype=torch.long), batch.device)
+    return [given[i] for i in left], batch.select(rows)
 
 
 def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
