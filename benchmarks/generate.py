@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bundle import random_tensor
+from benchmarks.gpu.bench import operation_counter
 from benchmarks.tables import Table, add_json
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
@@ -109,7 +109,7 @@ def measure(subject: Subject, batch_size: int, device: str, peak: float) -> Meas
     """Count the operations of one run, then time the fast and the plain path."""
     fast, plain = Engine(subject.model), Engine(subject.model, plain=True)
     batch = conditions(subject, batch_size)
-    with FlopCounterMode(display=False) as counter:
+    with operation_counter() as counter:
         steps = decode(subject, fast, batch, device)
     seconds = time_of(lambda: decode(subject, fast, batch, device))
     plain_seconds = time_of(lambda: decode(subject, plain, batch, device))

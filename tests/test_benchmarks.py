@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from benchmarks import detokenize
 from benchmarks.gpu import compare
-from benchmarks.gpu.bench import Bench, Cases
+from benchmarks.gpu.bench import Bench, Cases, count_operations
 from benchmarks.gpu.commands import count_results
 from benchmarks.gpu.driver import PARTS, Run
 from benchmarks.gpu.report import Report
+from fourm.networks.linears import packed_layer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,6 +109,12 @@ tests/test_b.py::test_four """
         "passed": 1, "failed": 1, "skipped": 1, "errors": 0, "names": "stopped; test_three",
     }  # fmt: skip
     assert count_results("ERROR tests/test_c.py - ModuleNotFoundError: x\n1 error")["errors"] == 1
+
+
+def test_operations_of_packed_layers_are_counted() -> None:
+    layer, x = nn.Linear(768, 16).requires_grad_(False), torch.rand(8, 768)
+    for one in (layer, packed_layer(layer)):
+        assert count_operations(lambda one=one: one(x)) == 2 * 8 * 768 * 16
 
 
 def result(folder: Path, card: str, shares: dict[str, float], wrong: int) -> Path:
