@@ -40,6 +40,16 @@ CONFIGS: Mapping[str, dict[str, object]] = {
     "tok-semseg": {**_VIT, "n_channels": 64, "n_labels": 134, "codebook_size": 4096},
     "tok-clip": {**_VIT, "n_channels": 512, "patch_proj": False, "codebook_size": 8192},
 }
+# What is changed for networks that only show that code runs.
+NARROW_MODEL: Mapping[str, object] = {"dim": 64, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+NARROW_TOKENIZERS: Mapping[str, Mapping[str, object]] = {
+    "tok-rgb": {
+        "enc_type": "vit_demo_enc",
+        "dec_structure": {"patch_size": 4, "model_channels": 8, "num_res_blocks": 0,
+                          "attention_resolutions": [4], "channel_mult": [4, 8]},
+    },
+    "tok-clip": {"enc_type": "vit_demo_enc", "dec_type": "vit_demo_dec"},
+}  # fmt: skip
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 _VOCABULARY = 30_000
 
@@ -49,6 +59,16 @@ def write_bundle(folder: Path, model: str = "4m-21-b", tokenizers: tuple[str, ..
     return write_folder(
         folder, CATALOGUE[model].config, {CATALOGUE[name].key: CONFIGS[name] for name in tokenizers}
     )
+
+
+def write_pictures_bundle(folder: Path, narrow: bool, device: str | torch.device = "cpu") -> Path:
+    """4M-7 B with what it needs for CLIP features and RGB pictures, as released or narrow."""
+    model = {**CATALOGUE["4m-7-b"].config, **(NARROW_MODEL if narrow else {})}
+    tokenizers = {
+        CATALOGUE[name].key: {**CONFIGS[name], **(changes if narrow else {})}
+        for name, changes in NARROW_TOKENIZERS.items()
+    }
+    return write_folder(folder, model, tokenizers, device)
 
 
 def write_folder(

@@ -3,6 +3,8 @@
     python -m benchmarks.detokenize [--device cuda] [--batch 1,8,32] [--steps 10] [--attention sdpa,xformers]
     python -m benchmarks.detokenize --error [--tokenizer NAME] [--pictures FOLDER [--encoder NAME]]
 
+Both take `--json FILE`.
+
 Timing: random weights, 224 pixels, float32 and bfloat16; the bfloat16 rows also say how far one evaluation of
 the network is from float32, relative to its standard deviation. Error: values of a trained tokenizer (the
 embedded model's by default) by each solver, spacing and number of steps, against those of 250 DDIM steps from
@@ -20,7 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from benchmarks.bundle import CONFIGS
-from benchmarks.generate import synchronise
+from benchmarks.generate import matmul_peak, synchronise
+from benchmarks.gpu.bench import count_operations
+from benchmarks.tables import Table, add_json
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
@@ -73,10 +77,14 @@ def evaluate_once(tokenizer: DiVAE, device: torch.device) -> Tensor:
 def time_it(args: argparse.Namespace) -> None:
     """The table of times."""
     device = torch.device(args.device)
-    print(f"| dtype | attention | batch | s / picture, {args.steps} steps | error of one call |")
-    print("| --- | --- | ---: | ---: | ---: |")
-    wanted = evaluate_once(random_detokenizer(device), device)
-    for dtype in (torch.float32, torch.bfloat16):
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    peaks = {name: matmul_peak(args.device, dtype) for name, dtype in dtypes.items()}
+    columns = {"dtype": "", "attention": "", "batch": "d", f"s / picture, {args.steps} steps": ".3f",
+               "share of peak": ".0%", "error of one call": ".1e"}  # fmt: skip
+    table = Table(columns, args.json, **{f"GFLOP/s, {name}": peak / 1e9 for name, peak in peaks.items()})
+    exact = random_detokenizer(device)
+    wanted, operations = evaluate_once(exact, device), count_operations(lambda: evaluate_once(exact, device))
+    for name, dtype in dtypes.items():
         for attention in args.attention.split(","):
             tokenizer = random_detokenizer(device).set_network_dtype(dtype)
             set_attention(tokenizer, attention, device)
@@ -84,8 +92,8 @@ def time_it(args: argparse.Namespace) -> None:
             error = float((got - wanted).std() / wanted.std())
             for batch in map(int, args.batch.split(",")):
                 seconds = seconds_per_picture(tokenizer, batch, args.steps, device)
-                name = str(dtype).removeprefix("torch.")
-                print(f"| {name} | {attention} | {batch} | {seconds:.3f} | {error:.1e} |", flush=True)
+                share = args.steps * operations / seconds / peaks[name]
+                table.add(name, attention, batch, seconds, share, error)
 
 
 def measure_error(args: argparse.Namespace) -> None:
@@ -105,18 +113,16 @@ def measure_error(args: argparse.Namespace) -> None:
     wanted, _ = decode_all(tokenizer, tokens, noise, BEST, None)
     kind, more = ("pictures", ["to the pictures"]) if args.pictures else ("grids of random tokens", [])
     print(f"{len(tokens)} {kind}; PSNR in dB, values from -1 to 1\n")
-    print(f"| {' | '.join(['solver', 'spacing', 'steps', f'to DDIM {BEST}', *more, 's / picture'])} |")
-    print(f"| --- | --- |{' ---: |' * (3 + len(more))}")
+    errors = dict.fromkeys([f"to DDIM {BEST}", *more], ".2f")
+    table = Table({"solver": "", "spacing": "", "steps": "d", **errors, "s / picture": ".3f"}, args.json)
     for name, solver, steps in listed_runs(args.solvers.split(","), args.spacings.split(",")):
         try:
             check_steps(tokenizer.config, steps, solver)
         except UsageError:
             continue  # these steps cannot be made by this one
         made, seconds = decode_all(tokenizer, tokens, noise, steps, solver)
-        errors = [psnr(made, one) for one in (wanted, pictures) if one is not None]
-        spacing = "trailing" if solver is None else solver.spacing
-        numbers = "".join(f" {error:.2f} |" for error in errors)
-        print(f"| {name} | {spacing} | {steps} |{numbers} {seconds:.3f} |", flush=True)
+        found = [psnr(made, one) for one in (wanted, pictures) if one is not None]
+        table.add(name, "trailing" if solver is None else solver.spacing, steps, *found, seconds)
 
 
 def listed_runs(names: Sequence[str], spacings: Sequence[str]) -> list[tuple[str, Solver | None, int]]:
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="grids of random tokens")
     parser.add_argument("--solvers", default="ddim,dpm++,unipc")
     parser.add_argument("--spacings", default=",".join(SPACINGS))
+    add_json(parser)
     args = parser.parse_args()
     if args.error:
         measure_error(args)

@@ -1,6 +1,7 @@
 """Samples/s and decoding steps/s of the embedded model and of a 4M-B with random weights.
 
     python -m benchmarks.generate [--model demo|4m-b|both] [--batch 1,8] [--device cpu] [--dtype float32]
+                                  [--json FILE]
 
 Every row also says how much faster it is than the plain path of the engine (every guided pass alone, no
 cache: what the same mathematics costs when written down directly), in the same run, and which share of
@@ -11,12 +12,13 @@ counted by torch's own counter, not estimated.
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bundle import random_tensor
+from benchmarks.gpu.bench import operation_counter
+from benchmarks.tables import Table, add_json
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.catalogue import CATALOGUE
@@ -24,10 +26,14 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.modalities.text import EOS_ID, PAD_ID
 from fourm.networks.checkpoint import load_model
+from fourm.networks.linears import pack
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.precision import torch_dtype
 from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
+
+COLUMNS = {"model": "", "batch": "d", "samples/s": ".2f", "steps/s": ".1f", "share of peak": ".0%",
+           "times the plain path": ".1f"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ def random_model(config: Mapping[str, object], device: str, dtype: torch.dtype) 
         for name, like in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
+    pack(model)
     return model.requires_grad_(False).eval()
 
 
@@ -102,7 +109,7 @@ def measure(subject: Subject, batch_size: int, device: str, peak: float) -> Meas
     """Count the operations of one run, then time the fast and the plain path."""
     fast, plain = Engine(subject.model), Engine(subject.model, plain=True)
     batch = conditions(subject, batch_size)
-    with FlopCounterMode(display=False) as counter:
+    with operation_counter() as counter:
         steps = decode(subject, fast, batch, device)
     seconds = time_of(lambda: decode(subject, fast, batch, device))
     plain_seconds = time_of(lambda: decode(subject, plain, batch, device))
@@ -174,6 +181,17 @@ def matmul_peak(device: str, dtype: torch.dtype, side: int = 2048, seconds: floa
     return best
 
 
+def read_speed(seconds: float = 2.0) -> float:
+    """Bytes of the CPU's memory read per second (the largest number of 512 MiB): the best run."""
+    a, best = torch.ones(1 << 27), 0.0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        a.max()
+        best = max(best, a.nbytes / (time.perf_counter() - started))
+    return best
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -181,24 +199,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "tf32", "bfloat16", "float16"), default="float32")
+    add_json(parser)
     options = parser.parse_args(arguments)
     dtype = torch_dtype(options.dtype)
     peak = matmul_peak(options.device, dtype)
     threads = torch.get_num_threads()
     print(f"{options.device}, {options.dtype}, {threads} threads: peak {peak / 1e9:,.0f} GFLOP/s\n")
-    print("| model | batch | samples/s | steps/s | share of peak | times the plain path |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    table = Table(COLUMNS, options.json, **{"GFLOP/s": peak / 1e9})
     makers = {"demo": [demo_subject], "4m-b": [base_subject, text_subject]}
     chosen = makers if options.model == "both" else [options.model]
     for maker in (maker for name in chosen for maker in makers[name]):
         subject = maker(options.device, dtype)
         for batch_size in (int(part) for part in options.batch.split(",")):
             row = measure(subject, batch_size, options.device, peak)
-            print(
-                f"| {subject.name} | {batch_size} | {row.samples_per_second:.2f} "
-                f"| {row.steps_per_second:.1f} | {row.peak_share:.0%} | {row.over_plain:.1f} |",
-                flush=True,
-            )
+            table.add(subject.name, batch_size, *astuple(row))
 
 
 if __name__ == "__main__":

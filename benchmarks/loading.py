@@ -1,6 +1,6 @@
 """How fast and how lean weights are loaded, against a plain read and conversion of the same file.
 
-    python -m benchmarks.loading [--model 4m-7-l] [--dtype bfloat16] [--work FOLDER]
+    python -m benchmarks.loading [--model 4m-7-l] [--dtype bfloat16] [--work FOLDER] [--json FILE]
 
 Random weights at the released size are written first (float32). Loading and copying run in processes of their
 own, each after the file was read once, so that both come from memory; peaks are those of the process over
@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.bundle import write_model
+from benchmarks.tables import Table, add_json
 from fourm.hub.catalogue import CATALOGUE
 
 LOAD = """
@@ -44,6 +45,8 @@ with path.open("rb", buffering=0) as file:
         kept.append(torch.frombuffer(buffer, dtype=torch.float32, count=count // 4).to(dtype, copy=True))
 print(time.perf_counter() - started)
 """
+COLUMNS = {"dtype": "", "file, GB": ".2f", "kept, GB": ".2f", "load, s": ".2f", "read and convert, s": ".2f",
+           "ratio": ".2f", "peak / kept": ".3f"}  # fmt: skip
 
 
 def run(code: str, *words: str) -> list[float]:
@@ -60,18 +63,17 @@ def main() -> None:
     parser.add_argument("--model", default="4m-7-l")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--work", type=Path, default=None)
+    add_json(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         folder = Path(work, "model")
         write_model(folder, CATALOGUE[args.model].config)
         size = (folder / "model.safetensors").stat().st_size
-        print("| dtype | file | kept | load | read and convert | peak / kept |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: |")
+        table = Table(COLUMNS, args.json)
         for dtype in dict.fromkeys((args.dtype, "float32")):
             (copy,) = min(run(COPY, str(folder / "model.safetensors"), dtype) for _ in range(3))
             load, kept, peak = min(run(LOAD, str(folder), dtype) for _ in range(3))
-            sizes = f"{size / 1e9:.2f} GB | {kept / 1e9:.2f} GB"
-            print(f"| {dtype} | {sizes} | {load:.2f} s | {copy:.2f} s | {peak:.3f} |")
+            table.add(dtype, size / 1e9, kept / 1e9, load, copy, load / copy, peak)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time and memory by stage of one picture at the real sizes of 4M-21 B and its tokenizers.
 
-    python -m benchmarks.released [--bundle FOLDER] [--model 4m-21-b] [--dtype float32] [-- OPTION ...]
+    python -m benchmarks.released [--bundle FOLDER] [--model 4m-21-b] [--dtype float32] [--json FILE]
+                                  [-- OPTION ...]
 
 Writes a bundle of random weights (see `benchmarks.bundle`) unless the folder holds one, then types
 `fourm generate "a lake house" --targets tok_clip-tok_rgb` and follows its events and its memory. Everything
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.bundle import write_bundle
+from benchmarks.tables import Table, add_json
 
 POLL = 0.02  # seconds between looks at the process
 TARGETS = "tok_clip-tok_rgb"
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default="4m-21-b")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=None)
+    add_json(parser)
     parser.add_argument("options", nargs="*")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -115,11 +118,10 @@ def main() -> None:
         command += ["--model", str(bundle), "--dtype", args.dtype, "--log-json", str(log)]
         command += ["--out", str(args.out or Path(work, "out")), *args.options]
         stages = merged(follow(command, log))
-    print("| stage | seconds | peak memory |\n| --- | ---: | ---: |")
-    for stage in stages:
-        print(f"| {stage.name} | {stage.seconds:.1f} | {stage.peak / 1e9:.2f} GB |")
     total, peak = sum(s.seconds for s in stages), max(s.peak for s in stages)
-    print(f"| all | {total:.1f} | {peak / 1e9:.2f} GB |")
+    table = Table({"stage": "", "seconds": ".1f", "share": ".0%", "peak memory, GB": ".2f"}, args.json)
+    for stage in [*stages, Stage("all", total, peak)]:
+        table.add(stage.name, stage.seconds, stage.seconds / total, stage.peak / 1e9)
 
 
 if __name__ == "__main__":

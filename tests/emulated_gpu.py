@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from threading import local
 from typing import Any
 
 import pytest
@@ -101,11 +102,11 @@ def capture(graph: Graph, pool: str | None, capture_error_mode: str) -> Iterator
     assert pool in (None, "pool")
     assert capture_error_mode == "thread_local"  # other threads may use the device
     Graph.captures += 1
-    Gpu.active().graph = graph
+    Gpu.active().captured.graph = graph
     try:
         yield
     finally:
-        Gpu.active().graph = None
+        Gpu.active().captured.graph = None
 
 
 class Gpu(TorchFunctionMode):
@@ -119,12 +120,17 @@ class Gpu(TorchFunctionMode):
         self.waits = Counter[str]()
         self.most_bytes: int | None = None  # a larger tensor raises an out-of-memory error
         self.largest = 0  # bytes of the largest tensor so far
-        self.graph: Graph | None = None  # that is being captured
+        self.captured = local()  # `graph`: what this thread captures; others may use the device meanwhile
 
     @staticmethod
     def active() -> "Gpu":
         """The device that is in use."""
         return Gpu._active[-1]
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph that is being captured by this thread."""
+        return getattr(self.captured, "graph", None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
@@ -145,6 +151,10 @@ class Gpu(TorchFunctionMode):
             mine = [x for x in tensors if isinstance(x, GpuTensor)]
             if name == "__get__":
                 return self._get(func, args)
+            if name == "pin_memory":
+                out = args[0].clone()
+                out.is_page_locked = True
+                return out
             if name in ("to", "cpu", "cuda"):
                 return self._move(name, args[0], args[1:], kwargs)
             if kwargs.get("device") is not None:
@@ -191,11 +201,11 @@ class Gpu(TorchFunctionMode):
             if args and isinstance(args[0], Tensor):
                 args = (args[0].device if not isinstance(args[0], GpuTensor) else self.device, args[0].dtype)
             is_new, rest = kwargs.get("copy", False), {k: v for k, v in kwargs.items() if k != "copy"}
-            device, dtype, _, form = torch._C._nn._parse_to(*args, **rest)
+            device, dtype, is_async, form = torch._C._nn._parse_to(*args, **rest)
         else:
-            is_new, device, dtype, form = False, torch.device(name), None, None
+            is_new, device, dtype, is_async, form = False, torch.device(name), None, False, None
         is_here = was_here if device is None else device.type == self.device.type
-        if was_here != is_here:
+        if was_here != is_here and not (is_async and getattr(x, "is_page_locked", False)):
             self._wait(f"copy from {'GPU' if was_here else 'CPU'}")
         if device is not None and device.type == "meta":
             return x.to(*args, **kwargs)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from benchmarks import detokenize
 from benchmarks.gpu import compare
-from benchmarks.gpu.bench import Bench, Cases
+from benchmarks.gpu.bench import Bench, Cases, count_operations
 from benchmarks.gpu.commands import count_results
 from benchmarks.gpu.driver import PARTS, Run
 from benchmarks.gpu.report import Report
+from fourm.networks.linears import packed_layer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,6 +111,12 @@ tests/test_b.py::test_four """
     assert count_results("ERROR tests/test_c.py - ModuleNotFoundError: x\n1 error")["errors"] == 1
 
 
+def test_operations_of_packed_layers_are_counted() -> None:
+    layer, x = nn.Linear(768, 16).requires_grad_(False), torch.rand(8, 768)
+    for one in (layer, packed_layer(layer)):
+        assert count_operations(lambda one=one: one(x)) == 2 * 8 * 768 * 16
+
+
 def result(folder: Path, card: str, shares: dict[str, float], wrong: int) -> Path:
     rows = [{"part": "facts", "name": "machine", "status": "ok", "values": {"card": card}}]
     rows += [
@@ -127,14 +136,14 @@ def test_a_result_is_compared_with_the_newest_of_its_card(tmp_path: Path) -> Non
     latest = result(tmp_path / "results/2026-01-02-a", "A", {"one": 0.2, "two": 0.1, "old": 0.5}, 0)
     new = compare.read(result(tmp_path / "new", "A", {"one": 0.19, "two": 0.05, "new": 0.5}, 2))
     assert compare.newest(compare.card_of(new), tmp_path / "results") == latest
-    found = {name: (what, is_well) for name, what, is_well in compare.compared(new, compare.read(latest))}
-    assert found == {
-        "4m-b one": ("20.00% -> 19.00% of peak, 0.95 times", True),
-        "4m-b two": ("10.00% -> 5.00% of peak, 0.50 times", False),
-        "tokens f": ("0 -> 2 tokens differ", False),
-    }
+    assert [(one, one.is_well) for one in compare.compared(new, compare.read(latest))] == [
+        (compare.Change("4m-b one", "of peak", 0.2, 0.19), True),
+        (compare.Change("4m-b two", "of peak", 0.1, 0.05), False),
+        (compare.Change("tokens f", "differing tokens", 0, 2), False),
+    ]
     with pytest.raises(SystemExit, match="no committed result of the card 'C'"):
         compare.newest("C", tmp_path / "results")
+    assert not compare.show({}, new)  # nothing to compare is not well
 
 
 def test_solvers_are_compared_for_any_tokenizer(
@@ -142,7 +151,8 @@ def test_solvers_are_compared_for_any_tokenizer(
 ) -> None:
     monkeypatch.setattr(detokenize, "BEST", 5)
     Image.new("RGB", (80, 64), (200, 30, 30)).save(tmp_path / "red.png")
-    runs = ["detokenize", "--error", "--solvers", "ddim,unipc", "--spacings", "lu,trailing"]
+    file = tmp_path / "rows.json"
+    runs = ["detokenize", "--error", "--solvers", "ddim,unipc", "--spacings", "lu,trailing", f"--json={file}"]
     for more, columns in (("--samples=1",), 5), (("--pictures", str(tmp_path), "--encoder", "rgb"), 6):
         monkeypatch.setattr(sys, "argv", [*runs, *more])
         detokenize.main()
@@ -154,3 +164,5 @@ def test_solvers_are_compared_for_any_tokenizer(
         assert [tuple(row[:3]) for row in rows] == wanted
         assert float(rows[0][3]) > 120  # of the run that all are compared with
         assert all(20 < float(row[3]) < 120 for row in rows[1:])
+        kept = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        assert [f"{row[f'to DDIM {detokenize.BEST}']:.2f}" for row in kept] == [row[3] for row in rows]

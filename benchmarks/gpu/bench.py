@@ -1,9 +1,10 @@
 """The settings that every part of the benchmark gets, and how one case is run."""
 
 import gc
+import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def last_line(error: BaseException) -> str:
 
 def count_operations(work: Callable[[], object]) -> int:
     """Floating point operations of the matrix products and convolutions in a call."""
-    with FlopCounterMode(display=False) as counter:
+    with operation_counter() as counter:
         work()
     return int(counter.get_total_flops())
+
+
+def operation_counter() -> FlopCounterMode:
+    """Torch's counter, which also knows packed linear layers."""
+    packed = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return FlopCounterMode(display=False, custom_mapping={packed: _of_linear} if packed else None)
+
+
+def _of_linear(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Operations of x (..., I) times weight (O, I), both given as shapes."""
+    return 2 * math.prod(x) * weight[0]

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bundle import CONFIGS, write_folder
+from benchmarks.bundle import write_pictures_bundle
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
-from benchmarks.gpu.tokenizers import config as rgb_config
 from benchmarks.gpu.tokens import PROMPTS
 from benchmarks.gpu.worker import ROOT
 from benchmarks.released import Stage, follow, merged
-from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import load_model, load_tokenizer
@@ -69,11 +67,7 @@ def bundle(bench: Bench) -> Path:
     """A folder with 4M-7 B and its RGB and CLIP tokenizers in float32, as released; written once."""
     folder = bench.work / "4m-7-b"
     if not (folder / ".written").exists():
-        size: dict[str, object] = {"dim": 64, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
-        model = {**CATALOGUE["4m-7-b"].config, **(size if bench.quick else {})}
-        small: dict[str, object] = {"enc_type": "vit_demo_enc", "dec_type": "vit_demo_dec"}
-        clip = {**CONFIGS["tok-clip"], **(small if bench.quick else {})}
-        write_folder(folder, model, {"rgb": rgb_config(bench), "clip": clip}, bench.device)
+        write_pictures_bundle(folder, bench.quick, bench.device)
         (folder / ".written").touch()
     return folder
 

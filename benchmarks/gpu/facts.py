@@ -1,7 +1,5 @@
 """Describes the machine and measures its peak speed: matrix products, copies, kernel launches."""
 
-import os
-import platform
 import shutil
 import subprocess
 import time
@@ -11,7 +9,7 @@ import torch
 
 from benchmarks.generate import matmul_peak, synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
-from fourm import __version__
+from benchmarks.tables import machine
 from fourm.networks.precision import arithmetic, torch_dtype
 
 _SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
@@ -44,23 +42,13 @@ def _machine(bench: Bench) -> Values:
         driver = subprocess.run(_SMI, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
     return {
         "card": card, "GB": memory, "compute capability": capability, "driver, power limit, clock": driver,
-        "torch": torch.__version__, "CUDA": str(torch.version.cuda), "cuDNN": _cudnn(),
-        "Python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "fourm": __version__,
+        "CUDA": str(torch.version.cuda), "cuDNN": _cudnn(), **machine(),
     }  # fmt: skip
 
 
 def _cudnn() -> int | None:
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def _matmul(bench: Bench, name: str) -> Values:

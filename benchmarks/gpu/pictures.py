@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+from benchmarks.bundle import NARROW_MODEL
 from benchmarks.generate import Subject, conditions, decode, random_model
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.decoding.engine import Engine
@@ -56,7 +57,7 @@ def build(bench: Bench, name: str, dtype: str) -> FourM:
     """A released size on the device; with --quick a very narrow network of the same modalities."""
     config = dict(CATALOGUE[name].config)
     if bench.quick:
-        config |= {"dim": _TINY[name], "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+        config |= {**NARROW_MODEL, "dim": _TINY[name]}
     return random_model(config, bench.device, torch_dtype(dtype))
 
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import torch
 
-from benchmarks.bundle import CONFIGS
+from benchmarks.bundle import CONFIGS, NARROW_TOKENIZERS
 from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
@@ -17,16 +17,11 @@ from fourm.networks.tokenizers.config import read_config
 
 STEPS = 50  # the default number of diffusion steps
 _TIMED = 10
-_SMALL: Mapping[str, object] = {
-    "enc_type": "vit_demo_enc",
-    "dec_structure": {"patch_size": 4, "model_channels": 8, "num_res_blocks": 0, "attention_resolutions": [4],
-                      "channel_mult": [4, 8]},
-}  # fmt: skip
 
 
 def config(bench: Bench) -> Mapping[str, object]:
     """The configuration of the RGB tokenizer; with --quick, a very narrow one of the same kind."""
-    return {**CONFIGS["tok-rgb"], **_SMALL} if bench.quick else CONFIGS["tok-rgb"]
+    return {**CONFIGS["tok-rgb"], **NARROW_TOKENIZERS["tok-rgb"]} if bench.quick else CONFIGS["tok-rgb"]
 
 
 def detokenize(bench: Bench) -> Cases:

@@ -24,7 +24,7 @@ from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
 from fourm.modalities.registry import Kind, Modality
-from fourm.networks.state import Slot, full_grid, full_pixels
+from fourm.networks.state import Slot, full_grid, full_pixels, to_device
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.solvers import Solver
@@ -164,7 +164,7 @@ class GridCodec:
         tokenizer, made = self._need_tokenizer(), list[Tensor]()
         device = next(tokenizer.parameters()).device
         for rows in _groups(len(prepared), device):
-            x = torch.stack([prepared[row] for row in rows]).to(device)
+            x = to_device(torch.stack([prepared[row] for row in rows]), device)
             try:
                 latents = tokenizer.encode(x)
             except ValueError as error:

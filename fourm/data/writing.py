@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from fourm.data.opening import open_file, open_own, read_bytes, real
@@ -26,6 +27,7 @@ _LOCK = ".lock"
 # A file in PARTIAL: the name of its process, and what distinguishes it.
 _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
 _counter = itertools.count()
+_claiming = Lock()
 _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
@@ -311,16 +313,17 @@ def new_unfinished(root: Path, suffix: str = "") -> Path:
 def _claim(root: Path) -> None:
     """Take the lock that shows other processes that this one writes below root."""
     claim = process_name(), os.path.abspath(root)
-    if claim in _claims:
-        return
-    check_partial(root)
-    path = root / PARTIAL / f"{process_name()}{_LOCK}"
-    file = open_own(path, "a")
-    lock_file(file, wait=True)
-    if not path.exists():  # another process deleted it before it was locked
-        file.close()
-        raise FileNotFoundError(path)
-    _claims[claim] = file
+    with _claiming:  # a thread would wait for ever for the lock of another one
+        if claim in _claims:
+            return
+        check_partial(root)
+        path = root / PARTIAL / f"{process_name()}{_LOCK}"
+        file = open_own(path, "a")
+        lock_file(file, wait=True)
+        if not path.exists():  # another process deleted it before it was locked
+            file.close()
+            raise FileNotFoundError(path)
+        _claims[claim] = file
 
 
 def _fill(text: str, file: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourm.networks.state import to_device
 from fourm.schedule.schemes import GREEDY_BELOW
 
 WHOLE = 1 << 60  # a probability of 1 as an integer
@@ -127,7 +128,7 @@ class Noise:
 
     def to(self, device: torch.device | str) -> "Noise":
         """The same streams on another device."""
-        return replace(self, streams=self.streams.to(device))
+        return replace(self, streams=to_device(self.streams, device))
 
     def filled(self, count: int) -> "Noise":
         """As many streams, the last one repeated."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fourm.modalities.registry import Kind
-from fourm.networks.state import Batch
+from fourm.networks.state import Batch, to_device
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import SCHEMES
 
@@ -98,9 +98,9 @@ def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial
     for row, step in enumerate(steps):
         numbers = [step.temperature, *(branch.weight for branch in step.branches)]
         parts[row, : len(numbers)] = torch.tensor(numbers)
-    whole, parts = whole.to(device), parts.to(device)
+    whole, parts = to_device(whole, device), to_device(parts, device)
     ranks = {
-        spec.target: torch.tensor(number(*spec.grid), dtype=torch.float32).to(device)
+        spec.target: to_device(torch.tensor(number(*spec.grid), dtype=torch.float32), device)
         for spec in chain.specs
         if spec.grid and (number := SCHEMES[spec.scheme].ranks)
     }

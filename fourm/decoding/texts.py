@@ -16,7 +16,7 @@ from fourm.modalities.text import PAD_ID, merge_spans
 from fourm.networks.attention import KVCache, Mask
 from fourm.networks.graphs import Graphs
 from fourm.networks.model import Context, DecoderCache
-from fourm.networks.state import S1_ID, Batch, Slot
+from fourm.networks.state import S1_ID, Batch, Slot, to_device
 from fourm.schedule.chain import Chain, Step
 
 MOST_CAPTURED_ROWS = 64  # with more, kernels take longer than it takes to start them
@@ -95,7 +95,7 @@ class TextDecoder:
         sound = torch.ones(count, dtype=torch.bool, device=device)
         num_needed = torch.zeros((), dtype=torch.int64, device=device)
         every = self.branches.shapes(device).tokens_per_wait
-        temperature = torch.tensor(step.temperature).to(device)
+        temperature = to_device(torch.tensor(step.temperature), device)
         for j in range(texts.limit):
             if j % every == 0 and not bool(active.any()):
                 break

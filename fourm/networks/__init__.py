@@ -12,7 +12,7 @@ PUBLIC = {
     "model": "Context DecoderCache Embedded FourM FourMConfig",
     "precision": "arithmetic check_compiler choose_dtype torch_dtype",
     "state": """Batch S1_ID S2_ID Slot full_embedding full_grid full_pixels
-        full_sequence partly_given pending stack_batches typed_text""",
+        full_sequence partly_given pending stack_batches to_device typed_text""",
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
     "tokenizers.diffusion": "DiVAE check_steps cumulative_alphas",

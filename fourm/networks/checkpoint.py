@@ -1,9 +1,9 @@
 """Local files to networks: strict, from safetensors only, straight onto the target device.
 
 Tensors are converted or moved a few at a time from a mapped file, so that a network never lies in memory
-twice. Where nothing changes (float32 on a CPU), its parameters are the mapped file itself: several processes
-share the pages, and the file must stay as it is while they run. Diffusion decoders are copied, see
-`DiVAE.converted`.
+twice. In float32 on a CPU the weights of large linear layers are copied (see `linears.pack`), and diffusion
+decoders (see `DiVAE.converted`). All else is the mapped file itself there: several processes share the pages,
+and the file must stay as it is while they run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +21,7 @@ from fourm.errors import CheckpointError, near_match
 from fourm.hub.files import ModelFiles, weights_of
 from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart, config_of, read_header
 from fourm.modalities.registry import Kind
+from fourm.networks.linears import packed_layer, weights_of_large_layers
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import VQConfig, read_config
@@ -167,9 +168,12 @@ def _filled(
         targets.setdefault(source, []).append(name)
     infos = {name: info for name, info in read_header(path).tensors.items() if name in targets}
     ends = dict(zip(infos, accumulate(4 * info.num_elements for info in infos.values()), strict=True))
-    state, spoilt = dict[str, Tensor](), list[str]()
-    for _, group in groupby(infos, key=lambda name: ends[name] // _OPEN_BYTES):
-        mapped = _read(path, group)  # anew for each group: a mapping that is closed takes its pages along
+    spoilt, large = list[str](), weights_of_large_layers(module)
+    # A mapping that is closed takes its pages along. It is closed when nothing of it is kept, so weights that
+    # may be packed have mappings of their own.
+    groups = {name: (targets[name][0] in large, ends[name] // _OPEN_BYTES) for name in infos}
+    for _, group in groupby(sorted(infos, key=groups.__getitem__), key=groups.__getitem__):
+        mapped = _read(path, group)
         for name in tuple(mapped):
             tensor = mapped.pop(name)
             # A sum finds NaN and infinity in one pass and asks for no memory; it may itself be too large.
@@ -177,11 +181,23 @@ def _filled(
                 spoilt.append(f"'{name}'")
             is_float = tensor.is_floating_point()
             kept = convert(targets[name][0], tensor) if is_float else tensor.to(device)
-            state |= dict.fromkeys(targets[name], kept)
+            for target in targets[name]:
+                _assign(module, target, kept)
+            del tensor, kept
     if spoilt:
         raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
-    module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a module from meta one of its tensors; a linear layer may become a packed one."""
+    path, _, own = name.rpartition(".")
+    owner = module.get_submodule(path)
+    is_buffer = own in dict(owner.named_buffers(recurse=False))
+    setattr(owner, own, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
+    if own == "weight" and (packed := packed_layer(owner)) is not owner:
+        parent, _, child = path.rpartition(".")
+        module.get_submodule(parent).register_module(child, packed)
 
 
 def _read(path: Path, names: Iterable[str]) -> dict[str, Tensor]:

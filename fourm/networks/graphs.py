@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -24,13 +25,15 @@ class _Captured:
 
 @dataclass(slots=True)
 class Graphs:
-    """Graphs by key. Results are the same with and without them."""
+    """Graphs by key, for several threads. Results are the same with and without them."""
 
     _met: Counter[Hashable] = field(default_factory=Counter)
     _captured: dict[Hashable, _Captured] = field(default_factory=dict)
     _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
     _held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     _pool: Any = None
+    # A replay overwrites what others left in the pool, so its results are copied before the next one.
+    _lock: RLock = field(default_factory=RLock)
 
     def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
         """`work(*inputs)`, which must depend on nothing but its inputs, the key and memory that stays.
@@ -42,16 +45,11 @@ class Graphs:
         """
         if inputs[0].device.type != "cuda":
             return work(*inputs)
-        self._met[key] += 1
-        if key not in self._captured and not (self._met[key] > 1 and self._capture(key, work, inputs)):
-            return work(*inputs)
-        captured = self._captured[key]
-        for held, old, new in zip(captured.inputs, captured.latest, inputs, strict=True):
-            if new is not old:
-                held.copy_(new)
-        captured.latest = [*inputs]
-        captured.graph.replay()
-        return [one.clone() for one in captured.outputs]
+        with self._lock:
+            self._met[key] += 1
+            if key in self._captured or (self._met[key] > 1 and self._capture(key, work, inputs)):
+                return self._replay(self._captured[key], inputs)
+        return work(*inputs)
 
     @property
     def count(self) -> int:
@@ -60,17 +58,26 @@ class Graphs:
 
     def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same values in memory that stays for this key, for captured work that reads or changes them."""
-        held = self._held.get(key)
-        if held is None:
-            while len(self._held) >= MOST_HELD:
-                oldest = next(iter(self._held))
-                self._held.pop(oldest)
-                self._captured.pop(oldest, None)  # which reads that memory
-            held = self._held[key] = [one.clone() for one in tensors]
-        else:
-            for old, new in zip(held, tensors, strict=True):
-                old.copy_(new)
-        return held
+        with self._lock:
+            held = self._held.get(key)
+            if held is None:
+                while len(self._held) >= MOST_HELD:
+                    oldest = next(iter(self._held))
+                    self._held.pop(oldest)
+                    self._captured.pop(oldest, None)  # which reads that memory
+                held = self._held[key] = [one.clone() for one in tensors]
+            else:
+                for old, new in zip(held, tensors, strict=True):
+                    old.copy_(new)
+            return held
+
+    def _replay(self, captured: _Captured, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        for held, old, new in zip(captured.inputs, captured.latest, inputs, strict=True):
+            if new is not old:
+                held.copy_(new)
+        captured.latest = [*inputs]
+        captured.graph.replay()
+        return [one.clone() for one in captured.outputs]
 
     def _capture(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
         """Capture some work; False if it cannot be done, or there is no room."""
@@ -79,7 +86,7 @@ class Graphs:
             return False
         graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
         try:
-            # Meanwhile, another thread may tokenize the next conditions on the same device.
+            # Meanwhile, other threads may tokenize conditions or decode pictures on the same device.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = work(*held)
         except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out

@@ -88,7 +88,7 @@ class Slot:
 
     def to(self, device: torch.device | str) -> "Slot":
         """The same slot on another device."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self._mapped(lambda tensor: to_device(tensor, device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Slot":
         values, known, wanted = change(self.values), change(self.known), change(self.wanted)
@@ -160,6 +160,13 @@ class Batch:
         slots = [slot for name, slot in self.slots.items() if names is None or name in names]
         counts = [slot.known.sum(dim=1) for slot in slots]
         return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(self.keys), dtype=torch.int64)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; the host does not wait for a copy to a CUDA device."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:

@@ -1,11 +1,12 @@
 """Writes the files of a run: tokens, values, what was kept, previews; and records checksums and failures."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,21 @@ from fourm.errors import SampleError
 from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION
-from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot
 from fourm.output.processes import Listed, Process, list_files
 from fourm.output.record import FRAMES
 from fourm.output.samples import SampleWriter
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
-from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_rows, diffusion_of, unreported
+from fourm.runs.values import (
+    PREVIEW_STEPS,
+    Made,
+    covered,
+    decode_rows,
+    diffusion_of,
+    malformed_of,
+    unreported,
+)
 from fourm.schedule.chain import Step
 
 
@@ -57,7 +65,7 @@ class Previews:
 
 @dataclass(slots=True)
 class Saver:
-    """Writes the files of one run."""
+    """Writes the files of one run. One thread may save samples while another one begins, fails or watches."""
 
     job: Job
     codecs: Mapping[str, Codec]  # by modality
@@ -69,6 +77,7 @@ class Saver:
     skipped: int = 0  # results that were complete already
     _hashed: set[Path] = field(default_factory=set)  # shared files whose checksum is listed
     _previews: Previews = field(default_factory=Previews)  # of the samples that are being decoded
+    _lock: RLock = field(default_factory=RLock)  # held while something is recorded
 
     def add_missing_checksums(self, works: Sequence[Work]) -> None:
         """List the checksums of complete samples that are not listed yet; these samples are skipped."""
@@ -87,11 +96,14 @@ class Saver:
 
     def _record_samples(self, works: Sequence[Work]) -> None:
         """Record the input files of samples. This is done before any output file of theirs is written."""
-        for work in works:
-            if path := self.samples.record(work.sample.key):
-                self._note_checksums([path])
+        with self._lock:
+            for work in works:
+                if path := self.samples.record(work.sample.key):
+                    self._note_checksums([path])
 
-    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+    def save(
+        self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]
+    ) -> Generator[Event, None, None]:
         """Write all files of the chosen samples, each atomically, and report each as saved or failed.
 
         batch: one decoded row for each of `given`, in the same order. Samples that are reported already are
@@ -106,7 +118,8 @@ class Saver:
                 for row, ids in zip(rows, batch.slots[place.modality].values.cpu().numpy(), strict=True):
                     self._write(place, row.work, partial(write_ids, ids))
         try:
-            yield from decode_rows(self.job, self.codecs, rows, batch, self._save_values, self.fail)
+            made = decode_rows(self.job, self.codecs, rows, batch, self._write_values)
+            yield from self._recorded(rows, made)
         finally:  # if memory runs out for one sample, those saved before it are not decoded again
             saved = [row.work for row in rows if row.work.result in self.saved]
             self._note_checksums([path for work in saved for path in self._paths(work)])
@@ -120,14 +133,15 @@ class Saver:
                 self._write(place, work, partial(write_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
         row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
-        yield from self._save_values(row, made.values)
+        yield from self._recorded([row], self._write_values(row, made.values))
         self._note_checksums(self._paths(work))
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""
-        self._record_samples([work])
-        self.failed.add(work.result)
-        self.process.add_failure(*work.result, reason, self.samples.run.stage, self.job.paths(work))
+        with self._lock:
+            self._record_samples([work])
+            self.failed.add(work.result)
+            self.process.add_failure(*work.result, reason, self.samples.run.stage, self.job.paths(work))
         return Failed(*work.result, reason)
 
     def watch(self, progress: Progress, works: Sequence[Work], is_last: bool) -> None:
@@ -178,20 +192,17 @@ class Saver:
             write_atomic(self.job.request.out, written[-1], partial(write_ids, order))
         return written
 
-    def _save_values(self, row: PreparedSample, made: Mapping[str, Any]) -> Iterator[Event]:
-        """Write the values of one sample, and report texts that violate the grammar of their modality.
+    def _write_values(self, row: PreparedSample, made: Mapping[str, Any]) -> list[Event]:
+        """Write the values of one sample; events, of texts that violate the grammar of their modality, too.
 
-        made: by modality, values of targets and of conditions as they are written.
+        made: by modality, values of targets and of conditions as they are written. Only writes, in any
+        thread; `_recorded` does the rest.
         """
-        work = row.work
-        for name in self.job.request.chain.targets:
-            value = made.get(name)
-            if isinstance(value, Structured) and value.problems:
-                path = self.job.path(malformed_place(name), work)
-                content = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
-                write_text(self.job.request.out, path, content + "\n")
-                self._note_checksums([path])
-                yield Malformed(*work.result, name, value.problems)
+        work, malformed = row.work, malformed_of(self.job, row.work, made)
+        for event in malformed:
+            text, path = made[event.target].text, self.job.path(malformed_place(event.target), work)
+            content = json.dumps({"text": text, "problems": event.problems}, ensure_ascii=False)
+            write_text(self.job.request.out, path, content + "\n")
         try:
             self._record_frame(row)
             for place in self.job.written:
@@ -201,10 +212,21 @@ class Saver:
                 elif place.form in ("kept", "kept_ids", "mask"):
                     self._write(place, work, partial(self._write_kept, place, row))
         except SampleError as error:
-            yield self.fail(work, str(error))
-        else:
-            self.saved.add(work.result)
-            yield Saved(*work.result, self.job.paths(work), self.job.request.stage)
+            return [*malformed, Failed(*work.result, str(error))]
+        return [*malformed, Saved(*work.result, self.job.paths(work), self.job.request.stage)]
+
+    def _recorded(self, rows: Sequence[PreparedSample], events: Iterable[Event]) -> Iterator[Event]:
+        """The events of these samples, each when it is recorded."""
+        works = {row.work.result: row.work for row in rows}
+        for event in events:
+            if isinstance(event, Saved):
+                self.saved.add((event.key, event.variation))
+            elif isinstance(event, Malformed):
+                work = works[event.key, event.variation]
+                self._note_checksums([self.job.path(malformed_place(event.target), work)])
+            elif isinstance(event, Failed):
+                self.fail(works[event.key, event.variation], event.reason)
+            yield event
 
     def _write_kept(self, place: Place, row: PreparedSample, path: Path) -> None:
         """Write what was given of a target as it was used, or the mask of what stays, white."""
@@ -243,14 +265,15 @@ class Saver:
         ]
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
-        new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
-        if not new:
-            return
-        self.process.add_checksums(list_files(self.job.request.out, new))
-        # Only files that variations share are passed more than once, so only those are remembered.
-        places = [*(place for place in self.job.written if place.shared), FRAMES]
-        shared = [self.job.request.out / place.folder for place in places]
-        self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
+        with self._lock:
+            new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
+            if not new:
+                return
+            self.process.add_checksums(list_files(self.job.request.out, new))
+            # Only files that variations share are passed more than once, so only those are remembered.
+            places = [*(place for place in self.job.written if place.shared), FRAMES]
+            shared = [self.job.request.out / place.folder for place in places]
+            self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
     def _png_texts(self, row: PreparedSample, is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""

@@ -1,13 +1,14 @@
 """Runs a request: loads the model, decodes all samples, writes their files, and yields events.
 
-Samples are decoded in batches, and the files of a batch are written when it is done. A result depends only on
-the model, chain, seed, sample and variation. So batch size, number of processes and resuming do not change
-the output folder.
+Samples are decoded in batches, and the files of a batch are written when it is done: on a GPU while the next
+one is decoded. A result depends only on the model, chain, seed, sample and variation. So batch size, number
+of processes and resuming do not change the output folder.
 """
 
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -34,6 +35,7 @@ from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
+from fourm.runs.background import Background
 from fourm.runs.device import (
     Portions,
     as_fourm_errors,
@@ -72,8 +74,13 @@ class Writer(Protocol):
     def fail(self, work: Work, reason: str) -> Failed:
         """A sample that cannot be made."""
 
-    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
-        """Save the chosen samples that are not reported yet; batch: a decoded row for each of `given`."""
+    def save(
+        self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]
+    ) -> Generator[Event, None, None]:
+        """Save the chosen samples that are not reported yet; batch: a decoded row for each of `given`.
+
+        Perhaps in another thread, while the samples of the next batch are passed to the other functions.
+        """
 
 
 def check(request: Request) -> Job:
@@ -133,10 +140,11 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     try:
         with as_fourm_errors(job.device, job.dtype, out):
             saver.add_missing_checksums(made)
-            for event in _stepwise(events, loaded):
-                if isinstance(event, Halved):
-                    halved_to = event.rows
-                yield event
+            with closing(_stepwise(events, loaded)) as steps:
+                for event in steps:
+                    if isinstance(event, Halved):
+                        halved_to = event.rows
+                    yield event
         has_ended = True
     finally:
         seconds = time.perf_counter() - started
@@ -216,10 +224,10 @@ def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None
         raise SampleError(failed[0].reason)
 
 
-def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Iterator[Event]:
+def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, None, None]:
     """The events, each made while the model is held and torch has the settings of its dtype.
 
-    Between two of them everything is free, so that a consumer can stop anywhere.
+    Between two of them this thread holds nothing, so that a consumer can stop anywhere.
     """
     try:
         while True:
@@ -299,26 +307,34 @@ def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[
     job, size = writer.job, writer.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding = Portions(size, job.device, job.dtype)
-    saving = Portions(rows_at_once(job.device), job.device, job.dtype)
-    for prepared in ConditionReader(job.request, writer.codecs, job.dtype).read_groups(groups):
-        for row in prepared:
-            if row.problem:
-                yield writer.fail(row.work, row.problem)
-        for row in prepared:
-            yield from (Noted(*row.work.result, name, notes) for name, notes in row.notes.items() if notes)
-        readable = [row for row in prepared if not row.problem]
-        conditions = job.request.chain.conditions
-        given = stack_batches([row.batch.without(conditions) for row in readable])  # parts of targets
-        for indices, chain in group_by_counts(given, job.request.chain):
-            decode = partial(_decode, engine, writer, chain, decoding, saving)
-            yield from decoding.each([readable[index] for index in indices], decode)
+    saving = Background(Portions(rows_at_once(job.device), job.device, job.dtype))
+    try:
+        for prepared in ConditionReader(job.request, writer.codecs, job.dtype).read_groups(groups):
+            for row in prepared:
+                if row.problem:
+                    yield writer.fail(row.work, row.problem)
+            for row in prepared:
+                yield from (Noted(*row.work.result, name, note) for name, note in row.notes.items() if note)
+            readable = [row for row in prepared if not row.problem]
+            conditions = job.request.chain.conditions
+            given = stack_batches([row.batch.without(conditions) for row in readable])  # parts of targets
+            for indices, chain in group_by_counts(given, job.request.chain):
+                decode = partial(_decode, engine, writer, chain, decoding, saving)
+                rows = [readable[index] for index in indices]
+                yield from decoding.each(rows, partial(saving.beside, work=decode))
+        yield from saving.finish()
+    except Exception:
+        yield from saving.finish()  # what was decoded before
+        raise
+    finally:
+        saving.close()
 
 
 def _decode(
-    engine: Engine, writer: Writer, chain: Chain, decoding: Portions, saving: Portions,
+    engine: Engine, writer: Writer, chain: Chain, decoding: Portions, saving: Background,
     rows: Sequence[PreparedSample],
-) -> Iterator[Event]:  # fmt: skip
-    """Decode and save some samples. One that fails does not affect the others."""
+) -> Generator[Event, None, None]:  # fmt: skip
+    """Decode some samples and begin to save them. One that fails does not affect the others."""
     request, device, steps = writer.job.request, decoding.device, chain.steps
     works = [row.work for row in rows]
     writer.begin(works)
@@ -341,8 +357,9 @@ def _decode(
             done=progress.done, total=progress.total, fixed=progress.fixed * len(batch.keys),
             temperature=step.temperature, guidance=step.guidance, seconds=progress.seconds,
         )  # fmt: skip
+        yield from saving.ready()
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):
         yield writer.fail(works[index], faults[index])
     decoded = [index for index in range(len(rows)) if index not in faults]
-    yield from saving.each(decoded, partial(writer.save, rows, batch))
+    yield from saving.add(decoded, partial(writer.save, rows, batch))

@@ -1,6 +1,7 @@
 """From decoded tokens to values, and results that are kept in memory instead of files."""
 
 import time
+from collections import ChainMap
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,8 +25,9 @@ from fourm.inputs.kept import Kept
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
-from fourm.networks.state import Batch
+from fourm.networks.state import Batch, to_device
 from fourm.networks.tokenizers.solvers import solver_named
+from fourm.runs.background import in_threads
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.job import Job
 
@@ -56,30 +58,45 @@ def decode_values(
 
 def decode_rows(
     job: Job, codecs: Mapping[str, Codec], rows: Sequence[PreparedSample], batch: Batch,
-    save: Callable[[PreparedSample, Mapping[str, Any]], Iterator[Event]], fail: Callable[[Work, str], Event],
+    keep: Callable[[PreparedSample, Mapping[str, Any]], Sequence[Event]],
 ) -> Iterator[Event]:  # fmt: skip
-    """Decode a batch, and pass each of its rows to `save` with its values, or to `fail` with the reason.
+    """Decode a batch, pass each of its rows to `keep` with its values, and yield the events and `Failed`.
 
     Values are decoded together; if that fails, each row is decoded alone, so that only the bad ones fail.
+    keep: is called for several rows at once, in threads.
     """
     try:
         decoded = yield from decode_values(job, codecs, rows, batch)
     except SampleError as error:
         if len(rows) == 1:
-            yield fail(rows[0].work, str(error))
+            yield Failed(*rows[0].work.result, str(error))
             return
         for index, row in enumerate(rows):
-            alone = batch.select(torch.tensor([index], device=batch.device))
-            yield from decode_rows(job, codecs, [row], alone, save, fail)
+            alone = batch.select(to_device(torch.tensor([index]), batch.device))
+            yield from decode_rows(job, codecs, [row], alone, keep)
         return
-    for index, row in enumerate(rows):
+
+    def finish(index: int) -> Sequence[Event]:
+        row = rows[index]
         used = {**row.values, **{name: values[index] for name, values in decoded.items()}}
         try:
             values = restored_values(job.request, codecs, row, used)
         except SampleError as error:
-            yield fail(row.work, str(error))
-        else:
-            yield from save(row, values)
+            return [Failed(*row.work.result, str(error))]
+        return keep(row, values)
+
+    for events in in_threads(finish, range(len(rows))):
+        yield from events
+
+
+def malformed_of(job: Job, work: Work, values: Mapping[str, Any]) -> list[Malformed]:
+    """The texts among the values of a sample that violate the grammar of their modality."""
+    found = ((name, values.get(name)) for name in job.request.chain.targets)
+    return [
+        Malformed(*work.result, name, value.problems)
+        for name, value in found
+        if isinstance(value, Structured) and value.problems
+    ]
 
 
 def unreported(
@@ -87,7 +104,8 @@ def unreported(
 ) -> tuple[list[PreparedSample], Batch]:
     """The chosen rows of a batch whose results (key and variation) are not reported yet."""
     left = [index for index in chosen if given[index].work.result not in reported]
-    return [given[i] for i in left], batch.select(torch.tensor(left, dtype=torch.long, device=batch.device))
+    rows = to_device(torch.tensor(left, dtype=torch.long), batch.device)
+    return [given[i] for i in left], batch.select(rows)
 
 
 def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
@@ -180,25 +198,28 @@ class Collector:
         self.failures[work.result] = reason
         return Failed(*work.result, reason)
 
-    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+    def save(
+        self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]
+    ) -> Generator[Event, None, None]:
         """Decode and keep the values of the chosen samples that are not reported yet; see `Saver.save`."""
-        rows, batch = unreported(given, batch, chosen, {*self.made, *self.failures})
+        reported = ChainMap[tuple[str, int], Any](self.made, self.failures)
+        rows, batch = unreported(given, batch, chosen, reported)
         if not rows:
             return
         kinds = (Kind.GRID, Kind.SEQUENCE)
         ids = {name: slot.to("cpu") for name, slot in batch.slots.items() if slot.kind in kinds}
         places = {row.work.result: index for index, row in enumerate(rows)}
 
-        def keep(row: PreparedSample, values: Mapping[str, Any]) -> Iterator[Event]:
+        def keep(row: PreparedSample, values: Mapping[str, Any]) -> Sequence[Event]:
             result, index = row.work.result, places[row.work.result]
-            for name in self.job.request.chain.targets:
-                if isinstance(value := values.get(name), Structured) and value.problems:
-                    yield Malformed(*result, name, value.problems)
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
             self.made[result] = Made(row.work, values, tokens, row.kept, row.frame)
-            yield Saved(*result, (), self.job.request.stage)
+            return *malformed_of(self.job, row.work, values), Saved(*result, (), self.job.request.stage)
 
-        yield from decode_rows(self.job, self.codecs, rows, batch, keep, self.fail)
+        for event in decode_rows(self.job, self.codecs, rows, batch, keep):
+            if isinstance(event, Failed):
+                self.failures[event.key, event.variation] = event.reason
+            yield event
 
 
 def picture_of(

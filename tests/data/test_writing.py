@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fourm.data import writing
 from fourm.data.opening import open_own
 from fourm.data.writing import (
     ABANDONED,
@@ -334,3 +336,26 @@ def test_folders_are_made_without_a_recursion(tmp_path: Path) -> None:
         make_all(tmp_path / "file")
     with pytest.raises(NotADirectoryError):
         make_all(tmp_path / "file/below")
+
+
+def test_threads_that_write_for_the_first_time_take_one_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken twice, the lock of the process would make one thread wait for the other one for ever."""
+    lock, taken = writing.lock_file, list[str]()
+
+    def slow(file: Any, wait: bool = False) -> bool | None:
+        taken.append(threading.current_thread().name)
+        time.sleep(0.1)
+        return lock(file)
+
+    monkeypatch.setattr(writing, "lock_file", slow)
+    work = [partial(write_text, tmp_path, tmp_path / f"{number}.txt", "x") for number in range(4)]
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    assert len(list(tmp_path.glob("*.txt"))) == 4
+    remove_leftovers(tmp_path)

@@ -214,9 +214,30 @@ def test_no_step_of_an_image_waits_for_the_device(
     ]
     (_, first), *others = steps_of(network, tiny, make_chain(specs, ["caption"], top_p=0.9), gpu)
     assert len(others) == 7
-    assert all("copy from" in wait for wait in first)
-    assert sum(first.values()) <= 12
+    assert all("copy from GPU" in wait for wait in first)
+    assert sum(first.values()) <= 10
     assert [waits for _, waits in others if waits] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--targets", "caption-tok_rgb"),
+        ("--targets", "tok_rgb", "--tokenizer", "rgb=rgb_divae", "--detokenizer-steps", 2),
+    ],
+    ids=["texts and pictures", "by diffusion"],
+)
+def test_nothing_of_a_batch_is_copied_to_the_device_with_a_wait(
+    gpu: Gpu, run: Command, data: Path, words: tuple[object, ...]
+) -> None:
+    """One batch has as many waits as two: those of the weights."""
+    command = ("generate", "--data", data, "--cond", "rgb@64-depth", "--steps", 2, "--batch-size", 1, *words)
+    copies = list[dict[str, int]]()
+    for count in (1, 2):
+        gpu.waits.clear()
+        assert run(*command, *GPU[:-1], f"o{count}", "--num-samples", count)[0] == 0
+        copies.append({wait: times for wait, times in gpu.waits.items() if "copy from CPU" in wait})
+    assert copies[0] == copies[1]
 
 
 @pytest.mark.parametrize("passes", [1, 3])

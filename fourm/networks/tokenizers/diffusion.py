@@ -20,6 +20,7 @@ from fourm.errors import CheckpointError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.typed import to_type
 from fourm.networks.graphs import Graphs
+from fourm.networks.state import to_device
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
 from fourm.networks.tokenizers.solvers import Solver, SolverStep, State, advance, plan_steps
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
@@ -266,14 +267,14 @@ class DiVAE(Tokenizer):
         shape = (len(quant), channels, height, width)
 
         def draw(index: int) -> Tensor:
-            noise = draws(index).to(quant.device, torch.float32)
+            noise = to_device(draws(index).float(), quant.device)
             if noise.shape != shape:
                 raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
             return noise
 
         def run() -> Iterator[Tensor]:
             state = State(draw(0))
-            times = torch.tensor([step.timestep for step in planned], device=quant.device)
+            times = to_device(torch.tensor([step.timestep for step in planned]), quant.device)
             embedded = _embed_times(decoder, times)
             with torch.no_grad():
                 condition = decoder.condition(quant, (height, width))
