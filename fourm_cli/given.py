@@ -1,12 +1,13 @@
 """The options of `generate` that say what its samples and conditions are made from."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourm.data.opening import local_name, local_path
+from fourm.errors import UsageError
 from fourm.schedule.settings import Layer, RunSettings, Setting
 from fourm_cli.options import INPUT, argument, option
 
@@ -21,10 +22,15 @@ OPTIONS = {
     "prompt": option("A caption, whatever it looks like, repeatable.", "TEXT", INPUT),
     "data": option(
         "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
-        "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
+        "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT; "
+        "tars with KEY.jpg, KEY.txt ... ('{00000..00099}.tar'), Parquet files, or a folder of them. Or "
         "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
     "column": option(
-        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
+        "Column of a table, or text in KEY.json of a tar, that holds the prompts. By default caption, prompt "
+        "or text.", "NAME", INPUT),
+    "map": option(
+        "What an ending of a tar's members, or a column, holds (mask.png=mask_keep); repeatable.",
+        "ENDING=MODALITY", INPUT),
     "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of datasets.",
                       None, INPUT, "--upright/--no-upright", show_default=False),
     "num_samples": option("Only the first N samples.", "N", INPUT, min=1),
@@ -45,6 +51,7 @@ class SampleOptions:
     prompt: list[str] | None = None
     data: str | None = None
     column: str | None = None
+    map: list[str] | None = None
     upright: bool | None = None
     num_samples: int | None = None
     subset_seed: int | None = None
@@ -66,7 +73,7 @@ class SampleOptions:
         return classify_source(
             Source(
                 (*words, *typed), data, self.column, self.num_samples or files.num_samples, subset_seed,
-                variations, paths, upright=self.upright,
+                variations, paths, upright=self.upright, endings=_parse_map(self.map or ()),
             ),
             model,
         )  # fmt: skip
@@ -76,6 +83,18 @@ class SampleOptions:
         return {"prompts": self.arguments or self.prompt, "--data": self.data,
                 "--upright": self.upright is not None, "--num-samples": self.num_samples,
                 "--only": self.only}  # fmt: skip
+
+
+def _parse_map(texts: Sequence[str]) -> dict[str, str]:
+    """Endings or columns and the modality of each, as `--map` gives them."""
+    found = dict[str, str]()
+    for text in texts:
+        ending, _, name = text.rpartition("=")
+        if not ending.strip() or not name.strip():
+            raise UsageError(f"`map`: '{text}' is not ENDING=MODALITY, such as jpg=rgb")
+        if found.setdefault(ending, name.strip()) != name.strip():
+            raise UsageError(f"`map`: '{ending}' is said to be both {found[ending]} and {name.strip()}")
+    return found
 
 
 def with_conditions(layer: Layer, source: "Source") -> Layer:

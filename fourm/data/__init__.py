@@ -4,9 +4,11 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "containers": "ending_of read_member split_path",
-    "dataset": """Dataset Input Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in
-        list_dataset list_folder match_spellings suffix_of""",
+    "columns": "BYTES PICTURE TEXT read_columns",
+    "containers": """Container containers_in ending_of find_containers is_container read_member split_path""",
+    "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
+        choose_samples flat_advice folders_in list_dataset list_folder match_listings match_spellings
+        suffix_of""",
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
@@ -15,9 +17,10 @@ PUBLIC = {
         open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
         with_single_keys""",
     "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below names_in",
-    "prompts": """JSON_LINES OTHER_TEXTS PartOfTable missing_file parse_columns parse_prompts read_file
-        read_stream""",
+    "prompts": """COLUMNS JSON_LINES OTHER_TEXTS PartOfTable missing_file parse_columns parse_prompts
+        read_file read_stream""",
     "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",
+    "tars": "TarIndex read_tar",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
         new_unfinished process_name refuse_inside remove_leftovers server_clock vanished write_alone

@@ -84,14 +84,18 @@ class Listing:
             kind = os.path.splitext(name)[1].lower()
             self.unread[printable(kind) if len(kind) > 1 else "none"] += 1
             return None
+        key = Key(folder, name[: -len(suffix)])
+        self.put(key, path)
+        return key
+
+    def put(self, key: Key, path: Path) -> None:
+        """Add the file of a sample; two files are a problem. UsageError for too many samples."""
         if len(self.files) + len(self.problems) >= MAX_SAMPLES:
             raise UsageError(f"{path}: a dataset has at most {MAX_SAMPLES:,} samples")
-        key = Key(folder, name[: -len(suffix)])
         if other := self.files.get(key):
             both = f"{other} and {path.name if path.parent == other.parent else path}"
             self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
         self.files.setdefault(key, path)
-        return key
 
     def cause_of(self, key: Key) -> Key | None:
         """The key in `problems` that makes a sample's file unknown: its own, or that of a folder above."""

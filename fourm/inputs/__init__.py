@@ -6,6 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "conditions": "ConditionReader PreparedSample Work",
     "convert": "convert_dataset",
+    "datasets": "CAPTION shows_part",
     "kept": "Kept check_mask_files",
     "listing": "find_raw_folders list_raw_samples missing_tokenizers",
     "origins": """conditions_from find_sr_model names_made plan_sr read_origin read_replay read_sr_input
@@ -13,7 +14,7 @@ PUBLIC = {
     "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
         TokenizeRequest World check_attention check_seed parse_world""",
     "shards": "Shards list_shards",
-    "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions kept_names
+    "sources": """EMPTY Source choose_keys digest_of implied_conditions kept_names
         read_samples classify_source""",
     "words": "marked_texts note_unknown_words",
 }

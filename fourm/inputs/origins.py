@@ -16,8 +16,9 @@ from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
+from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
-from fourm.inputs.sources import CAPTION, Source, kept_names, read_samples
+from fourm.inputs.sources import Source, kept_names, read_samples
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord

@@ -15,7 +15,7 @@ from fourm.data.opening import read_bytes, real
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO
-from fourm.inputs.sources import shows_part
+from fourm.inputs.datasets import shows_part
 from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import BASE, NEXT, RUN, SR_RUN, RunRecord

@@ -5,13 +5,14 @@ of one. Samples have the same names as those that `read_samples` finds in the wh
 """
 
 import atexit
-import os
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from fourm.data.columns import read_columns
+from fourm.data.containers import Container
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Sample, number_keys
 from fourm.data.lines import LineRange, scan_lines
@@ -19,8 +20,9 @@ from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
+from fourm.inputs.containers import ContainerReader, container_reader, describe
+from fourm.inputs.datasets import CAPTION, Wanted
 from fourm.inputs.sources import (
-    CAPTION,
     EMPTY,
     STREAM,
     Source,
@@ -71,6 +73,13 @@ class Asked:
     keeps: tuple[Keep, ...] = ()
     later: tuple[Keep, ...] = ()
     size: int = SHARD_SIZE
+
+    @property
+    def wanted(self) -> Wanted:
+        """What of a dataset is read."""
+        keeps = (*self.keeps, *self.later)
+        raw = {*self.raw, *(keep.target for keep in keeps if keep.raw)}
+        return Wanted(tuple(map(self.model.registry.get, self.read)), raw, keeps, self.later)
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -137,8 +146,8 @@ class _Lines:
 def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of a file of texts, or of standard input: ranges of lines."""
     source, model = asked.source, asked.model
-    has_file = source.data not in (None, EMPTY) and not os.path.isdir(source.data or "")
-    is_texts = not (source.prompts or source.paths or source.files) and (has_file or source.data is None)
+    is_other = source.prompts or source.paths or source.files
+    is_texts = not is_other and (source.is_file or source.data is None)
     if not is_texts or source.subset_seed is not None or not asked.read:
         return None
     check_text_keeps((*asked.keeps, *asked.later))
@@ -163,6 +172,50 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     reader.read(replace(shards[0], count=1))  # what is wrong with a column is said at once
     read = Input("texts", num_samples=source.num_samples, sha256=scan.sha256)
     return Shards(shards, reader, read, total=sum(shard.count or 0 for shard in shards))
+
+
+@dataclass(frozen=True, slots=True)
+class _Containers:
+    """Tars, or rows of Parquet and Arrow files; `parts` name the file, its keys' folder, the first row."""
+
+    reader: ContainerReader
+    source: Source
+
+    def read(self, shard: Shard) -> Dataset:
+        _, file, name, *rows = shard.parts
+        container = Container(Path(str(file)), str(name))
+        if not rows:
+            dataset = self.reader.read([container])
+        else:
+            dataset = Dataset(tuple(self.reader.read_rows(container, int(rows[0]), shard.count or 0)))
+        return replace(dataset, samples=self.reader.wanted.finish(dataset.samples, self.source))
+
+
+def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
+    """Shards of tars, each of which is one, and of Parquet and Arrow files, in ranges of rows."""
+    source = asked.source
+    if not source.containers or not asked.read or source.subset_seed is not None:
+        return None
+    if source.num_samples is not None and source.containers[0].is_tar:  # whose samples have to be counted
+        return None
+    reader = container_reader(source, asked.wanted, asked.model)
+    note = describe(reader, source.containers)
+    shards = list[Shard]()
+    for one in source.containers:
+        parts = ("tar" if one.is_tar else "rows", str(one.path), one.name)
+        if one.is_tar:
+            shards.append(Shard(len(shards), one.name, parts=parts))
+            continue
+        num_rows = read_columns(one.path).num_rows
+        for number, first in enumerate(range(0, num_rows, asked.size)):
+            count, name = min(asked.size, num_rows - first), f"{one.name}/{shard_name(number)}"
+            shards.append(Shard(len(shards), name, count=count, parts=(*parts, first)))
+    shards = take_shards(shards, source.num_samples)
+    if not shards:
+        raise UsageError(f"{source.data}: holds no row")
+    total = None if source.containers[0].is_tar else sum(shard.count or 0 for shard in shards)
+    read = reader.wanted.input(source, reader.labels())
+    return Shards(shards, _Containers(reader, source), read, (note,), total=total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,4 +255,6 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
 
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.
-KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (find_numbers, find_lines, _find_listed)
+KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (
+    find_numbers, find_containers, find_lines, _find_listed,
+)  # fmt: skip

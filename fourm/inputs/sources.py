@@ -3,24 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.dataset import (
-    PICTURE_SUFFIXES,
-    Dataset,
-    Input,
-    choose_samples,
-    folders_in,
-    list_dataset,
-)
+from fourm.data.containers import Container, containers_in, find_containers, is_container
+from fourm.data.dataset import PICTURE_SUFFIXES, Dataset, Input, choose_samples, folders_in
 from fourm.data.layout import (
     CROP_SETTINGS,
-    FRAME,
-    KEPT_PIXELS,
     MAX_SAMPLES,
     PICTURES,
     Key,
@@ -49,6 +41,8 @@ from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
 from fourm.hub.files import ModelFiles, require_text_tokenizer
+from fourm.inputs.containers import implied_by, read_containers
+from fourm.inputs.datasets import CAPTION, Wanted, find_mask, read_folder
 from fourm.inputs.listing import folders_of
 from fourm.inputs.notes import note_likely_slips, note_of_world
 from fourm.modalities.registry import Kind, Modality
@@ -56,7 +50,6 @@ from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
 from fourm.schedule.keeps import MASK, Keep
 
-CAPTION = "caption"  # codec of the modality that prompts belong to
 EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input
 
 
@@ -73,12 +66,19 @@ class Source:
     paths: tuple[str, ...] = ()  # pictures, folders of pictures, patterns with wildcards
     files: Mapping[str, str] = field(default_factory=dict)  # one for all samples, by condition (full name)
     upright: bool | None = None  # rotate pictures by their EXIF tag; None: all but those of datasets
+    endings: Mapping[str, str] = field(default_factory=dict)  # ending or column of a container -> modality
+    containers: tuple[Container, ...] = ()  # that `data` names; see `classify_source`
 
     @property
     def reads_texts(self) -> bool:
         """True if there are texts, typed or in a file."""
-        is_file = self.data is not None and self.data != EMPTY and not os.path.isdir(self.data)
-        return bool(self.prompts) or is_file
+        return bool(self.prompts) or self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """True if `data` is a file or stream of texts."""
+        is_other = self.data in (None, EMPTY) or bool(self.containers)
+        return not is_other and not os.path.isdir(self.data or "")
 
 
 def classify_source(source: Source, model: ModelFiles) -> Source:
@@ -95,6 +95,10 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
             if paths:
                 raise _mixed_error(data, paths[0])
             return source
+        if found := containers_in(Path(data)) if is_folder else is_container(data) and find_containers(data):
+            if paths:
+                raise _mixed_error(data, paths[0])
+            return replace(source, containers=found)
         if is_folder or is_pictures:
             if paths:
                 raise UsageError(
@@ -119,6 +123,8 @@ def is_dataset(path: str, names: Sequence[str], model: ModelFiles) -> bool:
 
 def implied_conditions(source: Source) -> tuple[str, ...]:
     """The conditions of a classified source for which none are named: captions of texts, RGB of pictures."""
+    if source.containers:
+        return (implied_by(source),)
     return (*(["caption"] if source.reads_texts else []), *(["rgb"] if source.paths else []))
 
 
@@ -138,13 +144,19 @@ def read_samples(
     raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
     source = checked_source(source, model)
     # `isdir` is False, not an error, for a name that no file can have.
-    root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
+    is_folder = source.data is not None and os.path.isdir(source.data)
+    root = Path(source.data or "") if is_folder or source.containers else None
     if source.paths or source.files:
         return _read_pictures(source, conditions, model, stdin, raw, keeps)
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     if root is not None:
-        return _read_folder(source, root, conditions, model, raw, keeps, later)
+        if not conditions:
+            raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
+        wanted = Wanted(tuple(map(model.registry.get, conditions)), raw, keeps, later)
+        if source.containers:
+            return read_containers(source, wanted, model)
+        return read_folder(source, root, wanted)
     check_text_keeps(keeps)
     samples = _chosen(source, _read_texts(source, conditions, model, stdin))
     read = Input("texts", sha256=digest_of(samples))
@@ -159,10 +171,16 @@ def checked_source(source: Source, model: ModelFiles) -> Source:
         raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
     source = classify_source(source, model)
     is_folder = source.data is not None and os.path.isdir(source.data)
-    if source.data is not None and not is_folder:
+    if source.data is not None and not is_folder and not source.containers:
         _check_file(source.data)
-    if source.column is not None and (source.data in (None, EMPTY) or is_folder):
-        raise UsageError(f"`column={source.column}`: only .tsv, .csv and .jsonl files of `data` have one")
+    if source.column is not None and not source.is_file and not source.containers:
+        what = ".tsv, .csv and .jsonl files, tars and Parquet files of `data`"
+        raise UsageError(f"`column={source.column}`: only {what} have one")
+    if source.endings and not source.containers:
+        name = next(iter(source.endings))
+        raise UsageError(
+            f"`map={name}={source.endings[name]}`: only tars and Parquet files of `data` have one"
+        )
     if source.subset_seed is not None and source.num_samples is None:
         raise UsageError("`subset_seed` draws from the samples; `num_samples` must say how many")
     return source
@@ -175,49 +193,13 @@ def check_text_keeps(keeps: Sequence[Keep]) -> None:
         raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
 
 
-def _read_folder(
-    source: Source, root: Path, conditions: Sequence[str], model: ModelFiles, raw: Container[str],
-    keeps: Sequence[Keep], later: Sequence[Keep],
-) -> Dataset:  # fmt: skip
-    """The samples of a dataset."""
-    if not conditions:
-        raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
-    rows = [model.registry.get(condition) for condition in conditions]
-    folders = _folders(root, rows, raw)
-    folders |= {keep.mask: KEPT_PIXELS for keep in keeps if keep.where == MASK and not keep.file}
-    beside = (FRAME, *((PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()))
-    dataset = list_dataset(root, folders, beside)
-    samples, upright = _chosen(source, dataset.samples), bool(source.upright)
-    unread = {name for keep in later for name in keep.names}
-    own = tuple(folder for name, folder in folders.items() if name not in unread)
-    read = Input("folder", own, source.num_samples, source.subset_seed, upright=upright)
-    masks = {keep.mask: find_mask(keep.file) for keep in keeps if keep.file}
-    samples = [
-        replace(one, files={**one.files, **masks}, upright="all" if upright else "") for one in samples
-    ]
-    return replace(dataset, samples=tuple(samples), input=read)
-
-
 def kept_names(keeps: Sequence[Keep]) -> set[str]:
     """The names of a sample's files from which parts of targets are read, and that say where in a picture."""
     return {name for keep in keeps for name in keep.names} | {PICTURES, CROP_SETTINGS}
 
 
-def find_mask(file: str) -> Path:
-    """The path of a mask that serves all samples; UsageError if it is no readable file."""
-    try:
-        if os.path.isdir(local_name(file)):
-            raise UsageError(f"`keep`: {file} is a folder, not a mask picture")
-        os.stat(file)
-    except FileNotFoundError as error:
-        raise missing_file(Path(file)) from error
-    except OSError as error:
-        raise UsageError(f"`keep`: {file} cannot be read ({error.strerror})") from error
-    return Path(file)
-
-
 def _read_pictures(
-    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str],
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Collection[str],
     keeps: Sequence[Keep],
 ) -> Dataset:  # fmt: skip
     """Samples of pictures, words for them, and files that serve all samples."""
@@ -362,14 +344,6 @@ def _check_file(data: str) -> None:
         raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
 
 
-def shows_part(row: Modality, raw: Container[str]) -> bool:
-    """True if a condition is read from files of the whole picture, of which a crop has to be taken.
-
-    Files of tokens and captions are of a crop already.
-    """
-    return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
-
-
 def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
     """Samples without any input; UsageError if something is to be read, or their number is not given."""
     if conditions:
@@ -380,26 +354,6 @@ def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
         times = f", {source.num_variations} times" if source.num_variations > 1 else ""
         raise UsageError(f"`num_samples={source.num_samples}`{times}: one run makes at most {MAX_SAMPLES:,}")
     return [Sample(key) for key in number_keys(source.num_samples)]
-
-
-def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[str, str]:
-    """The folder of each condition in a dataset. Tokens are in a folder with the full name of the modality.
-
-    UsageError: tokens are to be read of a modality of which the dataset holds only values.
-    """
-    folders = dict[str, str]()
-    for row in rows:
-        values = [name for name in row.value_names if (root / name).is_dir()]
-        if row.kind is not Kind.GRID:
-            folders[row.name] = row.folder
-        elif row.name in raw:
-            folders[row.name] = values[0] if values else row.value_names[-1]
-        elif values and not (root / row.name).exists():  # asking for tokens of maps is an easy mistake
-            advice = f"`cond={values[0]}` reads the folder '{values[0]}' and tokenises it"
-            raise UsageError(f"{root}: no folder '{row.name}' of tokens; {advice}")
-        else:
-            folders[row.name] = row.name
-    return folders
 
 
 def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> list[Sample]:

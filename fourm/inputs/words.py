@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from fourm.data.layout import Sample
 from fourm.hub.files import ModelFiles
-from fourm.inputs.sources import CAPTION
+from fourm.inputs.datasets import CAPTION
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
 

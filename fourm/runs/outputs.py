@@ -23,8 +23,8 @@ from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.inputs.conditions import PreparedSample, Work
+from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
-from fourm.inputs.sources import CAPTION
 from fourm.networks.state import Batch, Slot
 from fourm.output.processes import Listed, Process, list_files
 from fourm.output.record import FRAMES

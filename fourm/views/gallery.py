@@ -21,7 +21,7 @@ from PIL import Image
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
-from fourm.inputs.sources import CAPTION
+from fourm.inputs.datasets import CAPTION
 from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names
 from fourm.views.album import Album

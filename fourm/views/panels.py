@@ -19,7 +19,7 @@ from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
 from fourm.data.layout import Key
 from fourm.errors import FourMError, printable
-from fourm.inputs.sources import CAPTION
+from fourm.inputs.datasets import CAPTION
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
 
