@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "conditions": "ConditionReader PreparedSample Work",
     "convert": "convert_dataset",
-    "datasets": "CAPTION shows_part",
+    "datasets": "CAPTION",
     "kept": "Kept check_mask_files",
     "listing": "find_raw_folders list_raw_samples missing_tokenizers",
     "origins": """conditions_from find_sr_model names_made plan_sr read_origin read_replay read_sr_input
