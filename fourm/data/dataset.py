@@ -101,7 +101,7 @@ class Listing:
         """The key in `problems` that makes a sample's file unknown: its own, or that of a folder above."""
         if not self.problems or (key in self.files and key not in self.problems):
             return None
-        above = (Key(folder, UNKNOWN) for folder in _folder_and_above(key.folder))
+        above = (Key(folder, UNKNOWN) for folder in folder_and_above(key.folder))
         return next((one for one in (key, *above) if one in self.problems), None)
 
 
@@ -209,15 +209,20 @@ def match_spellings(listings: Sequence[Listing]) -> None:
 
 def list_folder(root: Path, folder: str) -> Listing:
     """All files below `root/folder`; UsageError if it is not a folder or cannot be read."""
+    found = Listing(top=find_folder(root, folder))
+    walk(found.top, found)
+    return found
+
+
+def find_folder(root: Path, folder: str) -> Path:
+    """The path of a modality's folder; UsageError if it is none."""
     top = root / folder
-    found = Listing(top=top)
     if not os.path.isdir(top):
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
         listed = ", ".join(folders_in(root)) or "no folder at all"
         advice = f"; give {root.parent}" if root.name == folder else flat_advice(root, folder)
         raise UsageError(f"{root}: {what}; there is {listed}{advice}")
-    _walk(top, found)
-    return found
+    return top
 
 
 def folders_in(root: Path) -> tuple[str, ...]:
@@ -284,29 +289,30 @@ def entries_below(
             yield folder, entry, is_folder
 
 
-def _walk(top: Path, found: Listing) -> None:
+def walk(top: Path, found: Listing) -> None:
+    """Add all files below a folder, and members of tars there."""
     like_files = dict[Key, str]()  # paths of folders that are named like a sample's file
     for folder, entry, is_folder in entries_below(top, found.problems):
         if not is_folder:
-            _add_file(found, entry, folder)
+            add_file(found, entry, folder)
         elif folder and (suffix := suffix_of(entry.name)):
             like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
     # A folder `name.png` that holds samples is a folder of samples; without samples it is a mistake.
     folders = {key.folder for key in (*found.files, *found.problems)} if like_files else ()
-    occupied = {above for folder in folders for above in _folder_and_above(folder)}
+    occupied = {above for folder in folders for above in folder_and_above(folder)}
     for key, path in like_files.items():
         if f"{key.folder}/{os.path.basename(path)}" not in occupied and key not in found.files:
             found.problems[key] = f"{path}: a folder, where a file should be"
 
 
-def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
+def add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     """Add a file, shard or broken link."""
     name, lower = entry.name, entry.name.lower()
     within = f"{folder}/" if folder else ""
     if not folder and name == TOKENIZER:
         return
     if lower.endswith(SHARD_SUFFIX):
-        _add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
+        add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
     elif end := next(filter(lower.endswith, COMPRESSED_SUFFIXES), ""):
         why = f"a compressed shard {NO_ACCESS}"
         found.problems[Key(within + name[: -len(end)], UNKNOWN)] = f"{entry.path}: {why}"
@@ -318,7 +324,8 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
         found.add(folder, name, Path(entry.path))
 
 
-def _add_shard(found: Listing, path: Path, folder: str) -> None:
+def add_shard(found: Listing, path: Path, folder: str) -> None:
+    """Add the members of a tar, as files of the sample folder `folder`."""
     try:
         shard = read_tar(path)
     except OSError as error:
@@ -334,6 +341,6 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
         found.problems[Key(folder, UNKNOWN)] = f"{path}: {shard.problem}"
 
 
-def _folder_and_above(folder: str) -> list[str]:
+def folder_and_above(folder: str) -> list[str]:
     """`a/b/c` -> `a`, `a/b`, `a/b/c`."""
     return list(itertools.accumulate(folder.split("/"), "{}/{}".format))

@@ -6,9 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fourm.data.dataset import Dataset, Input, choose_samples, list_dataset
+from fourm.data.dataset import (
+    UNKNOWN,
+    Dataset,
+    Input,
+    choose_samples,
+    list_dataset,
+    match_listings,
+    match_spellings,
+)
 from fourm.data.layout import CROP_SETTINGS, FRAME, KEPT_PIXELS, PICTURES, Sample
 from fourm.data.opening import local_name
+from fourm.data.parts import Part, list_part
 from fourm.data.prompts import missing_file
 from fourm.errors import UsageError
 from fourm.modalities.registry import Kind, Modality
@@ -52,11 +61,32 @@ class Wanted:
         upright: Literal["", "all"] = "all" if source.upright else ""
         return tuple(replace(one, files={**one.files, **masks}, upright=upright) for one in samples)
 
+    def folders(self, root: Path) -> dict[str, str]:
+        """The folder of each modality in a dataset; UsageError if tokens are asked for where values are."""
+        return _folders(root, self.rows, self.raw) | dict.fromkeys(self.masks, KEPT_PIXELS)
+
 
 def read_folder(source: "Source", root: Path, wanted: Wanted) -> Dataset:
     """The samples of a dataset."""
-    folders = _folders(root, wanted.rows, wanted.raw) | dict.fromkeys(wanted.masks, KEPT_PIXELS)
+    folders = wanted.folders(root)
     return chosen(list_dataset(root, folders, wanted.beside), source, wanted, folders)
+
+
+def read_part(
+    root: Path, folders: Mapping[str, str], beside: Sequence[str], part: Part, places: slice
+) -> Dataset:
+    """The samples of a part of a dataset that come at these places in the part of its first folder."""
+    found = {modality: list_part(root / folder, part) for modality, folder in folders.items()}
+    more = {name: list_part(root / name, part) for name in beside if os.path.lexists(root / name)}
+    if part.count is not None and (places.start, places.stop) != (0, part.count):
+        match_spellings(listings := [*found.values(), *more.values()])
+        keys = {*sorted({*listings[0].files, *listings[0].problems})[places]}
+        for one in listings:
+            one.files = {key: path for key, path in one.files.items() if key in keys}
+            one.problems = {
+                key: why for key, why in one.problems.items() if key in keys or key.name == UNKNOWN
+            }
+    return match_listings(found, more, {name: f"a file in {folder}" for name, folder in folders.items()})
 
 
 def chosen(dataset: Dataset, source: "Source", wanted: Wanted, folders: Mapping[str, str]) -> Dataset:

@@ -5,23 +5,25 @@ of one. Samples have the same names as those that `read_samples` finds in the wh
 """
 
 import atexit
+import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from fourm.data.columns import read_columns
 from fourm.data.containers import Container
-from fourm.data.dataset import Dataset, Input
-from fourm.data.layout import Sample, number_keys
+from fourm.data.dataset import UNKNOWN, Dataset, Input, find_folder
+from fourm.data.layout import Key, Sample, number_keys
 from fourm.data.lines import LineRange, scan_lines
+from fourm.data.parts import Part, list_parts
 from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
 from fourm.inputs.containers import ContainerReader, container_reader, describe
-from fourm.inputs.datasets import CAPTION, Wanted
+from fourm.inputs.datasets import CAPTION, Wanted, read_part
 from fourm.inputs.sources import (
     EMPTY,
     STREAM,
@@ -219,6 +221,63 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """Parts of a dataset; `parts` of a shard name the folder, and its range of samples, if it is no tar."""
+
+    source: Source
+    wanted: Wanted
+    root: Path
+    folders: Mapping[str, str]  # by modality
+
+    def read(self, shard: Shard) -> Dataset:
+        kind, folder, *rest = shard.parts
+        if kind == "problem":
+            return Dataset((Sample(Key(str(folder), UNKNOWN), problem=str(rest[0])),))
+        count, begin, end = map(int, rest) if rest else (None, 0, 0)
+        part = Part(str(folder), count)
+        dataset = read_part(self.root, self.folders, self.wanted.beside, part, slice(begin, end))
+        return replace(dataset, samples=self.wanted.finish(dataset.samples, self.source))
+
+
+def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
+    """Shards of a dataset: each tar and each folder of its first condition, a large folder in ranges."""
+    source, root = asked.source, Path(asked.source.data or "")
+    is_other = source.data is None or source.containers or source.paths or source.files
+    if is_other or not asked.read or not root.is_dir() or source.num_samples is not None:
+        return None
+    folders = asked.wanted.folders(root)
+    for folder in (*folders.values(), *asked.wanted.beside):
+        if folder in folders.values() or os.path.lexists(root / folder):
+            find_folder(root, folder)
+    found, other = list_parts(root, next(iter(folders.values())))
+    names, shards = {part.folder for part in found}, list[Shard]()
+
+    def add(name: str, *parts: str | int) -> None:
+        while name in names or not name:
+            name += "~" if name else "files"
+        names.add(name)
+        shards.append(Shard(len(shards), name, parts=parts))
+
+    for part in found:
+        if part.count is None or part.count <= asked.size:
+            names -= {part.folder}
+            add(
+                part.folder, "part", part.folder, *([] if part.count is None else [part.count, 0, part.count])
+            )
+            continue
+        for number, first in enumerate(range(0, part.count, asked.size)):
+            end = min(part.count, first + asked.size)
+            name = f"{part.folder}/{shard_name(number)}".lstrip("/")
+            add(name, "part", part.folder, part.count, first, end)
+    for key, problem in sorted(other.problems.items()):
+        add(key.folder, "problem", key.folder, problem)
+    if not shards:
+        return None  # what is wrong is said by whoever lists all of it
+    read = asked.wanted.input(source, folders)
+    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, tuple(other.notes))
+
+
+@dataclass(frozen=True, slots=True)
 class _Listed:
     """Samples of an input that is small, or that is only read whole."""
 
@@ -256,5 +315,5 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.
 KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (
-    find_numbers, find_containers, find_lines, _find_listed,
+    find_numbers, find_containers, find_parts, find_lines, _find_listed,
 )  # fmt: skip

@@ -1,0 +1,139 @@
+"""Shards of a dataset: all samples of `read_samples`, each in one shard, whatever form a folder has."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fourm.data.dataset import UNKNOWN
+from fourm.errors import UsageError
+from fourm.hub.files import ModelFiles, find_model
+from fourm.inputs.shards import Shards, list_shards
+from fourm.inputs.sources import Source, read_samples
+
+NOTHING = io.BytesIO()
+CONDITIONS = ["rgb@64", "caption"]
+FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+# Where a file of the sample `a/b/NAME` may lie: in a folder, in a tar, in a folder of a tar.
+FORMS = ("a/b/{}", "a/b.tar/{}", "a.tar/b/{}")
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFiles:
+    return find_model("demo")
+
+
+def write(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files; what lies below `x.tar` becomes its members."""
+    tars = dict[Path, dict[str, bytes]]()
+    for name, data in files.items():
+        above, is_tar, member = name.partition(".tar/")
+        if is_tar:
+            tars.setdefault(root / f"{above}.tar", {})[member] = data
+            continue
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for path, members in tars.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for member, data in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return root
+
+
+def check(root: Path, model: ModelFiles, size: int = 2) -> Shards:
+    """The shards of a dataset, which hold the same samples as all of it, each once."""
+    source = Source(data=str(root))
+    whole = read_samples(source, CONDITIONS, model, NOTHING)
+    shards: Shards = pickle.loads(pickle.dumps(list_shards(source, CONDITIONS, model, NOTHING, size=size)))
+    found = [shards.samples(shard) for shard in shards.shards]
+    samples = [sample for one in found for sample in one.samples]
+    assert sorted(samples, key=lambda one: one.key) == sorted(whole.samples, key=lambda one: one.key)
+    assert shards.input == whole.input
+    assert len({shard.name for shard in shards.shards}) == len(shards.shards)
+    # What the first modality does not have is told where its folder is read whole.
+    assert Counter(text for one in found for text in one.incomplete) <= Counter(whole.incomplete)
+    return shards
+
+
+def test_folders_tars_and_files_at_the_top_are_shards(model: ModelFiles, tmp_path: Path) -> None:
+    names = [
+        "1",
+        "2",
+        "x/1",
+        "x/2",
+        "x/3",
+        "x/4",
+        "x/5",
+        "x/00000/1",
+        "y.tar/1",
+        "y.tar/2",
+        "y.tar/3",
+        "y.tar/z/4",
+    ]
+    files = {f"rgb/{name}.png": b"" for name in names}
+    files |= {f"caption/{name.replace('.tar', '')}.txt": b"" for name in names if name != "x/3"}
+    files |= {
+        "rgb/x/readme.md": b"",
+        "rgb/x/.hidden.png": b"",
+        "caption/x/more.txt": b"",
+        "rgb/y/z/4b.png": b"",
+    }
+    shards = check(write(tmp_path, {**files, "caption/y.tar/z/4b.txt": b""}), model)
+    assert [(one.name, one.parts[1:]) for one in shards.shards] == [
+        ("files", ("", 2, 0, 2)), ("x/00000~", ("x", 5, 0, 2)), ("x/00001", ("x", 5, 2, 4)),
+        ("x/00002", ("x", 5, 4, 5)), ("x/00000", ("x/00000", 1, 0, 1)), ("y", ("y",)),
+    ]  # fmt: skip
+    assert [len(shards.samples(one).samples) for one in shards.shards] == [2, 2, 1, 1, 1, 5]
+    assert "1 file has an extension that is not read: .md" in shards.notes[0]
+
+
+@FEW
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("vwxyz"), st.sampled_from(FORMS), st.sampled_from(FORMS)),
+        max_size=6, unique_by=lambda one: one[0],
+    ),
+    st.integers(1, 3),
+)  # fmt: skip
+def test_a_folder_of_each_form_is_matched_with_any_other(
+    model: ModelFiles,
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: list[tuple[str, str, str]],
+    size: int,
+) -> None:
+    files = {"rgb/s/0.png": b"", "caption/s/0.txt": b""}
+    for name, first, second in samples:
+        files |= {f"rgb/{first.format(name)}.png": b"", f"caption/{second.format(name)}.txt": b""}
+    check(write(tmp_path_factory.mktemp("root"), files), model, size)
+
+
+def test_what_cannot_be_listed_fails_once(model: ModelFiles, tmp_path: Path) -> None:
+    files = {"rgb/a/1.png": b"", "caption/a/1.txt": b"", "rgb/x.tar.gz": b"", "rgb/bad.tgz": b""}
+    root = write(tmp_path, files)
+    (root / "rgb" / "gone").symlink_to("nowhere")
+    (root / "rgb" / "damaged.tar").write_bytes(b"no tar" * 999)
+    shards = check(root, model)
+    assert [one.name for one in shards.shards] == ["a", "damaged", "bad", "gone", "x"]
+    failing = [one for shard in shards.shards for one in shards.samples(shard).samples if one.problem]
+    assert [one.key.folder for one in failing if one.key.name == UNKNOWN] == ["damaged", "bad", "gone", "x"]
+
+
+def test_mistakes_are_said_before_anything_is_made(model: ModelFiles, tmp_path: Path) -> None:
+    root = write(tmp_path, {"rgb/a/1.png": b""})
+    with pytest.raises(UsageError, match="no folder 'caption'; there is rgb"):
+        list_shards(Source(data=str(root)), CONDITIONS, model, NOTHING)
+    (root / "caption").mkdir()
+    os.remove(root / "rgb/a/1.png")
+    with pytest.raises(UsageError, match="no sample has a file in each of rgb, caption"):
+        list_shards(Source(data=str(root)), CONDITIONS, model, NOTHING)
