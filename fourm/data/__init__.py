@@ -16,7 +16,9 @@ PUBLIC = {
     "opening": """SIGNATURE find_exif is_encodable local_name local_path no_folder open_file open_own
         open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
         with_single_keys""",
-    "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below names_in",
+    "parts": "Part list_part list_parts",
+    "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
+        names_in pictures_in""",
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS PartOfTable missing_file parse_columns parse_prompts
         read_file read_stream""",
     "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",

@@ -1,9 +1,12 @@
 """Pictures that a user names by paths: files, folders of any depth, wildcards; and the keys of samples."""
 
 import glob
+import hashlib
+import itertools
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +71,61 @@ def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
             raise UsageError(f"{missing_file(path)}{_PROMPT_ADVICE if ' ' in text else ''}")
     paths = [path for _, listed in found for path in listed]
     return Pictures(tuple(paths), keys_below([root for root, _ in found], paths), passed.notes())
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFolders:
+    """A folder of pictures, counted by folders below it: `""` for itself, in the order of datasets."""
+
+    counts: Mapping[str, int]
+    sha256: str  # of all names
+    notes: tuple[str, ...]
+
+    def ranges(self, size: int) -> Iterator[list[tuple[str, int, int]]]:
+        """For `size` pictures at a time, the folders in which they are, and from where to where in each."""
+        taken, room = list[tuple[str, int, int]](), size
+        for folder, count in self.counts.items():
+            begin = 0
+            while begin < count:
+                end = min(count, begin + room)
+                taken.append((folder, begin, end))
+                begin, room = end, room - (end - begin)
+                if not room:
+                    yield taken
+                    taken, room = [], size
+        if taken:
+            yield taken
+
+
+def count_pictures(root: Path, is_dataset: IsDataset) -> PictureFolders:
+    """The pictures below a folder, as `find_pictures` finds them, of which only those of one folder are held.
+
+    UsageError: there is no picture, or two have one key.
+    """
+    passed, counts, digests = _PassedOver(is_dataset), dict[str, int](), dict[str, str]()
+    entries = entries_below(root, passed.problems, passed.select)
+    for folder, group in itertools.groupby(entries, key=lambda one: one[0]):
+        names = [entry.name for _, entry, is_folder in group if not is_folder and passed.takes(entry.name)]
+        if len({os.path.splitext(name)[0] for name in names}) < len(names):
+            keys_below([root], [root / folder / name for name in names])  # says which two have one key
+        if names:
+            counts[folder] = len(names)
+            digests[folder] = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
+    if not counts:
+        raise _no_picture(root, passed)
+    order = sorted(counts, key=lambda folder: (folder.partition("/")[0], folder))
+    whole = hashlib.sha256(json.dumps([(folder, digests[folder]) for folder in order]).encode())
+    return PictureFolders({folder: counts[folder] for folder in order}, whole.hexdigest(), passed.notes())
+
+
+def pictures_in(root: Path, ranges: Iterable[tuple[str, int, int]]) -> Pictures:
+    """The pictures in ranges of folders below a folder, as `PictureFolders.ranges` has them."""
+    paths = list[Path]()
+    for folder, begin, end in ranges:
+        names = sorted(name for name in names_in(root / folder) if not name.startswith("."))
+        kept = (root / folder / name for name in names if name.lower().endswith(PICTURE_SUFFIXES))
+        paths += [path for path in kept if not path.is_dir()][begin:end]
+    return Pictures(tuple(paths), keys_below([root], paths), ())
 
 
 def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:
@@ -150,9 +208,13 @@ def _in_folder(folder: Path, passed: _PassedOver) -> list[Path]:
     """The pictures below a folder, in the order of datasets; UsageError if there is none."""
     found = list(_below(folder, passed))
     if not found:
-        passed_over = "".join(f"; {note}" for note in passed.notes())
-        raise UsageError(f"{folder}: holds no picture, and no folder named as a modality{passed_over}")
+        raise _no_picture(folder, passed)
     return found
+
+
+def _no_picture(folder: Path, passed: _PassedOver) -> UsageError:
+    passed_over = "".join(f"; {note}" for note in passed.notes())
+    return UsageError(f"{folder}: holds no picture, and no folder named as a modality{passed_over}")
 
 
 def _below(folder: Path, passed: _PassedOver) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Samples of a dataset: what of it a run reads, from folders that are named as modalities."""
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,7 +34,7 @@ class Wanted:
     """What of a dataset a run reads."""
 
     rows: tuple[Modality, ...]  # of the conditions, and of the targets of which a part is kept
-    raw: Container[str]  # grids of which the dataset holds values, not tokens
+    raw: Collection[str]  # grids of which the dataset holds values, not tokens
     keeps: Sequence[Keep] = ()  # also those of super-resolution afterwards
     later: Sequence[Keep] = ()  # of super-resolution alone
 
@@ -109,7 +109,7 @@ def find_mask(file: str) -> Path:
     return Path(file)
 
 
-def shows_part(row: Modality, raw: Container[str]) -> bool:
+def shows_part(row: Modality, raw: Collection[str]) -> bool:
     """True if a condition is read from files of the whole picture, of which a crop has to be taken.
 
     Files of tokens and captions are of a crop already.
@@ -117,7 +117,7 @@ def shows_part(row: Modality, raw: Container[str]) -> bool:
     return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
 
 
-def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[str, str]:
+def _folders(root: Path, rows: Sequence[Modality], raw: Collection[str]) -> dict[str, str]:
     """The folder of each condition in a dataset. Tokens are in a folder with the full name of the modality.
 
     UsageError: tokens are to be read of a modality of which the dataset holds only values.

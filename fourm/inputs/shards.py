@@ -5,10 +5,12 @@ of one. Samples have the same names as those that `read_samples` finds in the wh
 """
 
 import atexit
+import io
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -18,6 +20,7 @@ from fourm.data.dataset import UNKNOWN, Dataset, Input, find_folder
 from fourm.data.layout import Key, Sample, number_keys
 from fourm.data.lines import LineRange, scan_lines
 from fourm.data.parts import Part, list_parts
+from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.errors import UsageError
@@ -31,8 +34,10 @@ from fourm.inputs.sources import (
     check_text_conditions,
     check_text_keeps,
     checked_source,
+    is_dataset,
     parse_texts,
     problems_of,
+    read_pictures,
     read_samples,
     text_file,
 )
@@ -278,6 +283,43 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Pictures below a folder; `parts` of a shard name folders, and from where to where they are in each."""
+
+    asked: Asked
+
+    def read(self, shard: Shard) -> Dataset:
+        asked, parts = self.asked, shard.parts[1:]
+        ranges = [(str(parts[i]), int(parts[i + 1]), int(parts[i + 2])) for i in range(0, len(parts), 3)]
+        pictures = pictures_in(Path(asked.source.paths[0]), ranges)
+        source, wanted = replace(asked.source, num_samples=None), asked.wanted
+        nothing = io.BytesIO()
+        keeps = wanted.keeps
+        dataset = read_pictures(source, asked.read, asked.model, nothing, wanted.raw, keeps, pictures)
+        return replace(dataset, samples=dataset.samples[: shard.count])
+
+
+def find_picture_ranges(asked: Asked, stdin: BinaryIO) -> Shards | None:
+    """Shards of a folder of pictures: ranges of its sorted listing. Words are one prompt for all."""
+    source = asked.source
+    is_folder = len(source.paths) == 1 and os.path.isdir(source.paths[0])
+    if not is_folder or source.data is not None or len(source.prompts) > 1 or source.subset_seed is not None:
+        return None
+    found = count_pictures(Path(source.paths[0]), partial(is_dataset, model=asked.model))
+    first, shards = 0, list[Shard]()
+    for number, ranges in enumerate(found.ranges(asked.size)):
+        count = sum(end - begin for _, begin, end in ranges)
+        parts = [part for one in ranges for part in one]
+        shards.append(Shard(number, shard_name(number), first, count, ("pictures", *parts)))
+        first += count
+    reader, shards = _Pictures(asked), take_shards(shards, source.num_samples)
+    begun = reader.read(shards[0])  # what is wrong with conditions is said at once
+    read = replace(begun.input, num_samples=source.num_samples, sha256=found.sha256)
+    total = sum(shard.count or 0 for shard in shards)
+    return Shards(shards, reader, read, (*found.notes, *begun.notes), total=total)
+
+
+@dataclass(frozen=True, slots=True)
 class _Listed:
     """Samples of an input that is small, or that is only read whole."""
 
@@ -315,5 +357,5 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.
 KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (
-    find_numbers, find_containers, find_parts, find_lines, _find_listed,
+    find_numbers, find_containers, find_parts, find_picture_ranges, find_lines, _find_listed,
 )  # fmt: skip

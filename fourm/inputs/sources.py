@@ -147,7 +147,7 @@ def read_samples(
     is_folder = source.data is not None and os.path.isdir(source.data)
     root = Path(source.data or "") if is_folder or source.containers else None
     if source.paths or source.files:
-        return _read_pictures(source, conditions, model, stdin, raw, keeps)
+        return read_pictures(source, conditions, model, stdin, raw, keeps)
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     if root is not None:
@@ -198,20 +198,22 @@ def kept_names(keeps: Sequence[Keep]) -> set[str]:
     return {name for keep in keeps for name in keep.names} | {PICTURES, CROP_SETTINGS}
 
 
-def _read_pictures(
+def read_pictures(
     source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Collection[str],
-    keeps: Sequence[Keep],
+    keeps: Sequence[Keep], found: Pictures | None = None,
 ) -> Dataset:  # fmt: skip
-    """Samples of pictures, words for them, and files that serve all samples."""
+    """Samples of pictures, words for them, and files that serve all samples.
+
+    found: some of the pictures; None: all that `paths` name.
+    """
     if source.data is not None and (source.data == EMPTY or os.path.isdir(source.data)):
         other = next(iter((*source.paths, *source.files.values())))
         raise UsageError(f"`data={source.data}`: is not read together with {other}; give one of them")
     for condition, path in source.files.items():
         _check_single(condition, path)
-    found = Pictures((), (), ())
-    if source.paths:
+    if found is None:
         select = partial(is_dataset, model=model)
-        found = find_pictures(source.paths, select)
+        found = find_pictures(source.paths, select) if source.paths else Pictures((), (), ())
     if lacking := [keep for keep in keeps if keep.where == MASK and not keep.file]:
         advice = "name the file of a mask; only a dataset holds one for each sample"
         raise UsageError(f"`keep={lacking[0].to_text()}`: {advice}")

@@ -137,3 +137,27 @@ def test_mistakes_are_said_before_anything_is_made(model: ModelFiles, tmp_path: 
     os.remove(root / "rgb/a/1.png")
     with pytest.raises(UsageError, match="no sample has a file in each of rgb, caption"):
         list_shards(Source(data=str(root)), CONDITIONS, model, NOTHING)
+
+
+def test_a_folder_of_pictures_is_ranges_of_its_sorted_listing(model: ModelFiles, tmp_path: Path) -> None:
+    names = [f"{folder}{i}.PNG" for folder in ("", "a/", "a/b/", "a-b/", "c/") for i in range(3)]
+    root = write(tmp_path, {**dict.fromkeys([*names, ".h.png", "x.md", "c/.h/x.png", "run/rgb/1.png"], b"")})
+    for prompts, conditions in (((), ["rgb@64"]), (("a red circle",), CONDITIONS)):
+        for count in (None, 1, 7):
+            source = Source(prompts, paths=(str(root),), num_samples=count)
+            whole = read_samples(source, conditions, model, NOTHING)
+            for size in (1, 2, 4, 1000):
+                shards = pickle.loads(
+                    pickle.dumps(list_shards(source, conditions, model, NOTHING, size=size))
+                )
+                found = [shards.samples(shard).samples for shard in shards.shards]
+                assert [one for samples in found for one in samples] == [*whole.samples]
+                assert [len(samples) for samples in found] == [shard.count for shard in shards.shards]
+                assert (shards.notes, shards.total) == (whole.notes, len(whole.samples))
+                assert shards.input.kind == "pictures"
+    os.rename(root / "0.PNG", root / "1.jpg")
+    with pytest.raises(UsageError, match=r"both would be sample '1'"):
+        list_shards(Source(paths=(str(root),)), ["rgb@64"], model, NOTHING)
+    empty = write(tmp_path / "empty", {"x.md": b""})
+    with pytest.raises(UsageError, match=r"holds no picture, .*passed over: 1 \.md"):
+        list_shards(Source(paths=(str(empty),)), ["rgb@64"], model, NOTHING)
