@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
+from fourm.hub.datasets import is_hub_data
 from fourm.schedule.settings import Layer, RunSettings, Setting
 from fourm_cli.options import INPUT, argument, option
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
     from fourm.inputs.sources import Source
+
+
+def parse_data(text: str) -> str:
+    """The text of `--data`: a data set on the Hub, or something on this machine."""
+    return text if is_hub_data(text) else local_name(text)
+
 
 OPTIONS = {
     "arguments": argument(
@@ -24,7 +31,7 @@ OPTIONS = {
         "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
         "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT; "
         "tars with KEY.jpg, KEY.txt ... ('{00000..00099}.tar'), Parquet files, or a folder of them. Or "
-        "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
+        "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=parse_data),
     "column": option(
         "Column of a table, or text in KEY.json of a tar, that holds the prompts. By default caption, prompt "
         "or text.", "NAME", INPUT),

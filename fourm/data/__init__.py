@@ -4,8 +4,9 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "columns": "BYTES PICTURE TEXT read_columns",
-    "containers": """Container containers_in ending_of find_containers is_container read_member split_path""",
+    "columns": "BYTES Columns PICTURE TEXT read_columns",
+    "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
+        is_container name_containers read_member split_path""",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
         choose_samples flat_advice folders_in list_dataset list_folder match_listings match_spellings
         suffix_of""",

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,12 @@ class Container:
 
     path: Path
     name: str
+    origin: str = ""  # of a file that is fetched when it is used: where from
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.origin.partition("#")[0] or str(self.path)
 
     @property
     def is_tar(self) -> bool:
@@ -81,7 +87,7 @@ def is_container(text: str) -> bool:
 def find_containers(text: str) -> tuple[Container, ...]:
     """The containers that a path, braces or a pattern name; UsageError: one of them is not there."""
     if os.path.lexists(text):
-        return _named([Path(text)], Path(text).parent)
+        return name_containers([Path(text)], Path(text).parent)
     names = expand_braces(text)
     listed = [sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] for name in names]
     found = [Path(name) for each in listed for name in each]
@@ -96,7 +102,7 @@ def find_containers(text: str) -> tuple[Container, ...]:
         raise UsageError(f"{printable(text)}: {what}")
     parts = Path(text).parts
     is_plain = [not (glob.has_magic(part) or _BRACES.search(part)) for part in parts]
-    return _named(found, Path(*parts[: len([*itertools.takewhile(bool, is_plain[:-1])])]))
+    return name_containers(found, Path(*parts[: len([*itertools.takewhile(bool, is_plain[:-1])])]))
 
 
 def containers_in(folder: Path) -> tuple[Container, ...]:
@@ -115,7 +121,9 @@ def containers_in(folder: Path) -> tuple[Container, ...]:
             found.setdefault(Path(entry.path).parent, []).append(entry.name)
     if problems:
         raise UsageError(next(iter(problems.values())))
-    return _named(sorted(top / name for top, names in found.items() for name in _saved(top, names)), folder)
+    return name_containers(
+        sorted(top / name for top, names in found.items() for name in _saved(top, names)), folder
+    )
 
 
 def expand_braces(text: str) -> list[str]:
@@ -139,12 +147,17 @@ def expand_braces(text: str) -> list[str]:
     return ["".join(one) for one in itertools.product(*parts, (text[at:],))]
 
 
-def _named(paths: Sequence[Path], root: Path) -> tuple[Container, ...]:
-    """Containers of one kind with names below `root`; UsageError: two have one name, or kinds differ."""
+def name_containers(
+    paths: Sequence[Path], root: Path, origins: Mapping[Path, str] | None = None
+) -> tuple[Container, ...]:
+    """Containers of one kind with names below `root`; UsageError: two have one name, or kinds differ.
+
+    origins: of those that are fetched.
+    """
     found = dict[str, Container]()
     for path in paths:
         below = Path(os.path.abspath(path)).relative_to(os.path.abspath(root))
-        one = Container(path, below.with_suffix("").as_posix())
+        one = Container(path, below.with_suffix("").as_posix(), (origins or {}).get(path, ""))
         if (other := found.setdefault(one.name, one)) is not one:
             if other.path == path:
                 raise UsageError(f"{printable(str(path))}: is given twice")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fourm.data.columns import BYTES, PICTURE, TEXT, read_columns
+from fourm.data.columns import BYTES, PICTURE, TEXT, Columns, read_columns
 from fourm.data.containers import Container
 from fourm.data.dataset import (
     EXTENSIONS,
@@ -32,6 +32,7 @@ from fourm.data.layout import (
 from fourm.data.prompts import COLUMNS
 from fourm.data.tars import TarIndex, read_tar
 from fourm.errors import UsageError, near_match, printable
+from fourm.hub.datasets import fetch_container
 from fourm.hub.files import ModelFiles
 from fourm.inputs.datasets import CAPTION, Wanted, chosen
 from fourm.inputs.listing import folders_of
@@ -104,7 +105,7 @@ class ContainerReader:
             return self._read_tars(containers)
         samples = list[Sample]()
         for one in containers:
-            count = read_columns(one.path).num_rows
+            count = columns_of(one).num_rows
             if len(samples) + count > MAX_SAMPLES:
                 raise UsageError(f"{one.path}: a dataset has at most {MAX_SAMPLES:,} samples")
             samples += self.read_rows(one, 0, count)
@@ -123,19 +124,19 @@ class ContainerReader:
 
     def columns(self, container: Container) -> dict[str, str]:
         """The column of each modality. UsageError: one has none, or one that cannot hold it."""
-        kinds, rows = read_columns(container.path).kinds, {row.name: row for row in self.wanted.rows}
+        kinds, rows = columns_of(container).kinds, {row.name: row for row in self.wanted.rows}
         found, columns = self.places.of_columns(kinds), dict[str, str]()
         listed = ", ".join(f"{printable(name)} ({kind or 'not read'})" for name, kind in kinds.items())
         if unknown := next((one for one in found.values() if not kinds.get(one)), ""):
             what = f"no column '{unknown}' that is read{near_match(unknown, kinds)}"
-            raise UsageError(f"{container.path}: {what}; its columns are {listed}")
+            raise UsageError(f"{container.label}: {what}; its columns are {listed}")
         for modality, names in self.names().items():
             column = next((found[name] for name in names if name in found), "")
             if not column:
                 raise UsageError(_nothing_for(container, names[0], f"its columns are {listed}", "COLUMN"))
             if kinds[column] == TEXT and modality in rows and rows[modality].kind is not Kind.SEQUENCE:
                 what = f"column '{column}' holds texts, where {names[0]} needs pictures, bytes or numbers"
-                raise UsageError(f"{container.path}: {what}")
+                raise UsageError(f"{container.label}: {what}")
             columns[modality] = column
         return {**{name: found[name] for name in self.wanted.beside if name in found}, **columns}
 
@@ -215,7 +216,7 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
     first = containers[0]
     if not first.is_tar:
         columns = reader.columns(first)
-        others = [name for name in read_columns(first.path).kinds if name not in columns.values()]
+        others = [name for name in columns_of(first).kinds if name not in columns.values()]
         read = [f"{name.partition('@')[0]} from {printable(column)}" for name, column in columns.items()]
         return _sentence(first, read, others, "columns")
     first = next((one for one in containers if any(reader.endings(one))), first)
@@ -235,7 +236,7 @@ def implied_by(source: "Source") -> str:
     known = frozenset((PICTURES, CAPTION))
     first, places = source.containers[0], Places(known, source.endings, source.column)
     if not first.is_tar:
-        return PICTURES if PICTURES in places.of_columns(read_columns(first.path).kinds) else CAPTION
+        return PICTURES if PICTURES in places.of_columns(columns_of(first).kinds) else CAPTION
     members = _split_members(_index(first), places).values()
     return PICTURES if any(places.of_ending(ending) == PICTURES for _, ending in members) else CAPTION
 
@@ -248,10 +249,17 @@ def _names_of(row: Modality, is_raw: bool) -> tuple[str, ...]:
 
 
 def _index(container: Container) -> TarIndex:
+    fetch_container(container)
     try:
         return read_tar(container.path)
     except OSError as error:
         return TarIndex(problem=f"cannot be read ({error.strerror})")
+
+
+def columns_of(container: Container) -> Columns:
+    """The rows and columns of a file, which is fetched first if it is on the Hub."""
+    fetch_container(container)
+    return read_columns(container.path)
 
 
 def _split_members(index: TarIndex, places: Places) -> dict[str, tuple[str, str]]:
@@ -280,11 +288,11 @@ def _sentence(container: Container, read: Sequence[str], others: Sequence[str], 
     read = [*dict.fromkeys(read)]
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     rest = f"; other {what}: {', '.join(map(printable, others[:_SHOWN]))}{more}" if others else ""
-    return f"{container.path}: {', '.join(read)}{rest}"
+    return f"{container.label}: {', '.join(read)}{rest}"
 
 
 def _nothing_for(container: Container, name: str, listed: str, what: str) -> str:
     advice = f"`map={what}={name}` names the one that holds it"
     if name == CAPTION:
         advice += ", `column=NAME` a text in KEY.json" if what == "ENDING" else ""
-    return f"{container.path}: has nothing for {name}; {listed}; {advice}"
+    return f"{container.label}: has nothing for {name}; {listed}; {advice}"

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from fourm.data.columns import read_columns
 from fourm.data.containers import Container
 from fourm.data.dataset import UNKNOWN, Dataset, Input, find_folder
 from fourm.data.layout import Key, Sample, number_keys
@@ -24,8 +23,9 @@ from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.errors import UsageError
+from fourm.hub.datasets import hub_container
 from fourm.hub.files import ModelFiles
-from fourm.inputs.containers import ContainerReader, container_reader, describe
+from fourm.inputs.containers import ContainerReader, columns_of, container_reader, describe
 from fourm.inputs.datasets import CAPTION, Wanted, read_part
 from fourm.inputs.sources import (
     EMPTY,
@@ -189,8 +189,9 @@ class _Containers:
     source: Source
 
     def read(self, shard: Shard) -> Dataset:
-        _, file, name, *rows = shard.parts
-        container = Container(Path(str(file)), str(name))
+        kind, file, name, *rows = shard.parts
+        is_hub = kind == "hub"
+        container = hub_container(str(file), str(name)) if is_hub else Container(Path(str(file)), str(name))
         if not rows:
             dataset = self.reader.read([container])
         else:
@@ -199,28 +200,29 @@ class _Containers:
 
 
 def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
-    """Shards of tars, each of which is one, and of Parquet and Arrow files, in ranges of rows."""
+    """Shards of tars and of files on the Hub, each of which is one, and ranges of rows of other files."""
     source = asked.source
     if not source.containers or not asked.read or source.subset_seed is not None:
         return None
-    if source.num_samples is not None and source.containers[0].is_tar:  # whose samples have to be counted
+    is_counted = not source.containers[0].is_tar and not source.containers[0].origin
+    if source.num_samples is not None and not is_counted:
         return None
     reader = container_reader(source, asked.wanted, asked.model)
     note = describe(reader, source.containers)
     shards = list[Shard]()
     for one in source.containers:
-        parts = ("tar" if one.is_tar else "rows", str(one.path), one.name)
-        if one.is_tar:
-            shards.append(Shard(len(shards), one.name, parts=parts))
+        if not is_counted:
+            kind, file = ("hub", one.origin) if one.origin else ("tar", str(one.path))
+            shards.append(Shard(len(shards), one.name, parts=(kind, file, one.name)))
             continue
-        num_rows = read_columns(one.path).num_rows
+        parts, num_rows = ("rows", str(one.path), one.name), columns_of(one).num_rows
         for number, first in enumerate(range(0, num_rows, asked.size)):
             count, name = min(asked.size, num_rows - first), f"{one.name}/{shard_name(number)}"
             shards.append(Shard(len(shards), name, count=count, parts=(*parts, first)))
     shards = take_shards(shards, source.num_samples)
     if not shards:
         raise UsageError(f"{source.data}: holds no row")
-    total = None if source.containers[0].is_tar else sum(shard.count or 0 for shard in shards)
+    total = sum(shard.count or 0 for shard in shards) if is_counted else None
     read = reader.wanted.input(source, reader.labels())
     return Shards(shards, _Containers(reader, source), read, (note,), total=total)
 

@@ -40,6 +40,7 @@ from fourm.data.prompts import (
 from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
+from fourm.hub.datasets import find_hub_containers, is_hub_data
 from fourm.hub.files import ModelFiles, require_text_tokenizer
 from fourm.inputs.containers import implied_by, read_containers
 from fourm.inputs.datasets import CAPTION, Wanted, find_mask, read_folder
@@ -87,6 +88,12 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
     A user may name pictures by `data` and a dataset as an argument. UsageError: both are given.
     """
     data, paths = source.data, source.paths
+    if source.containers:
+        return source
+    if data is not None and is_hub_data(data):
+        if paths:
+            raise _mixed_error(data, paths[0])
+        return replace(source, containers=find_hub_containers(data))
     if data is not None:
         local_name(data)
         is_folder = os.path.isdir(data)
