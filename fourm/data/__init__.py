@@ -8,8 +8,8 @@ PUBLIC = {
     "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
         is_container name_containers read_member split_path""",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
-        choose_samples flat_advice folders_in list_dataset list_folder match_listings match_spellings
-        suffix_of""",
+        choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
+        match_spellings suffix_of""",
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
