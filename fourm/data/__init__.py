@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "columns": "BYTES Columns PICTURE TEXT read_columns",
     "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
-        is_container name_containers read_member split_path""",
+        is_container is_there name_containers read_member split_path""",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
         choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
         match_spellings suffix_of""",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.columns import COLUMN_SUFFIXES, read_cell
+from fourm.data.columns import COLUMN_SUFFIXES, read_cell, read_columns
 from fourm.data.dataset import COMPRESSED_SUFFIXES, PICTURE_SUFFIXES, entries_below
 from fourm.data.layout import Key
 from fourm.data.opening import read_bytes, with_single_keys
@@ -62,6 +62,22 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
     if file is None:
         return read_tar_member(path, name, limit)
     return _text_in(path, file, name[len(file) + 1 :])[: limit + 1]
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file at a path, or a member of a container."""
+    place = split_path(path)
+    if place is None or place[0] == path:
+        return path.is_file()
+    file, name = place
+    try:
+        if file.name.lower().endswith(SHARD_SUFFIX):
+            return isinstance(read_tar(file).members.get(_json_member(file, name) or name), tuple)
+        row, _, column = name.partition(".")
+        columns = read_columns(file)
+        return row.isdigit() and int(row) < columns.num_rows and column in columns.kinds
+    except (OSError, UsageError, SampleError):
+        return False
 
 
 def ending_of(path: Path) -> str:

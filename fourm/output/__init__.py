@@ -5,13 +5,15 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "formats": "Tokens find_flaw",
-    "joining": "Joining check_free check_names check_output withdraw_output",
+    "joining": "Joining check_free check_names check_output open_shards withdraw_output",
     "processes": (
         "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
         "read_checksums read_failures remove_empty sha256_of_file write_failures"
     ),
-    "record": "BASE FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
+    "record": "BASE FILES FORMATS FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
+    "shard_files": "ShardFiles check_format",
+    "sharded": "Counts Marker Member ShardFailure find_done read_markers settings_digest",
     "verify": "Finding Verdict verify_folder",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -33,6 +33,7 @@ from fourm.output import processes
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
 from fourm.output.record import FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
+from fourm.output.sharded import remove_shards
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
@@ -182,6 +183,33 @@ class Joining:
         return is_first
 
 
+def open_shards(
+    out: Path, settings: RunRecord, size: int, resume: bool, overwrite: bool, record: str = RUN
+) -> Run:
+    """Open the folder of a sharded run: the first process writes its record, others compare theirs with it.
+
+    No process waits for another one. One of several (`size`) joins a run with the same settings unasked, also
+    when its share is made again.
+    """
+    try:
+        with _as_usage_error(out):
+            make_all(out)
+            remove_leftovers(out)
+            if overwrite and not _is_free(out, record):
+                _empty(out, record, "")
+                (out / record).unlink()
+            is_first = _is_free(out, record) and create_text(
+                out, out / record, format_run(settings, secrets.token_hex(4))
+            )
+            run = load_run(out, record)
+            if not is_first and size == 1 and not resume:
+                raise _exists(out, record)
+            _check_settings(run, settings)
+            return run
+    finally:
+        remove_leftovers(out)
+
+
 def withdraw_output(process: Process, record: str) -> bool:
     """Delete a run that only this process has started and that has no results yet; False if it is another."""
     out, launches = process.out, of_kind(process.out, LAUNCH, process.run)
@@ -286,8 +314,9 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     """Write the next record; delete a run and its super-resolution, except its record and files of `run`."""
     names = (SR_RUN, RUN) if name == RUN else (name,)
     runs = [load_run(out, each) for each in names if os.path.lexists(out / each)]
-    places = [(each.file, place) for each in runs for place in (*each.record.places, SAMPLES[each.file])]
-    places += [(name, FRAMES)] if name == RUN else []
+    plain = [each for each in runs if not each.record.is_sharded]
+    places = [(each.file, place) for each in plain for place in (*each.record.places, SAMPLES[each.file])]
+    places += [(name, FRAMES)] if name == RUN and plain else []
     for file, place in places:
         for path in accumulate(place.folder.split("/"), Path, initial=out):
             if path != out and path.is_symlink():
@@ -299,6 +328,9 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     if following:  # before anything is deleted, so that --resume can go on with it
         write_text(out, out / NEXT[name], following)
+    for sharded in runs:
+        if sharded.record.is_sharded:
+            remove_shards(out, sharded.file)
     for _, place in places:
         folder = out / place.folder
         for where, _, found in os.walk(folder, topdown=False):

@@ -24,10 +24,11 @@ SAMPLES = {RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples
 # Where the square of each sample lies in its picture. Not among the places of records, so that folders of
 # versions without it can be resumed.
 FRAMES = Place(FRAME, ".json", shared=True, form="extra")
+DONE = {RUN: "done", SR_RUN: "done.sr"}  # folders of the markers of shards
 # No folder of results may have these names.
 RESERVED_NAMES = (
-    *NEXT, *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES, FAILURES, PLOTS,
-    PARTIAL,
+    *NEXT, *DONE.values(), *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES,
+    FAILURES, PLOTS, PARTIAL,
 )  # fmt: skip
 FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 BASE: Literal["base"] = "base"  # stages of making a sample

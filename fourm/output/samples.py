@@ -15,6 +15,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from fourm.data.containers import read_member, split_path
 from fourm.data.dataset import list_folder, suffix_of
 from fourm.data.layout import (
     CROP_SETTINGS,
@@ -28,13 +29,17 @@ from fourm.data.layout import (
     path_of,
 )
 from fourm.data.opening import no_folder, open_file, read_bytes
+from fourm.data.shards import shard_name
 from fourm.data.writing import create_text, free_beside, write_text
-from fourm.errors import UsageError, printable
+from fourm.errors import SampleError, UsageError, printable
 from fourm.modalities.typed import to_type
+from fourm.output.members import ShardMembers
 from fourm.output.record import BASE, FRAMES, RUN, SAMPLES, SR, SR_RUN, RunRecord, parse_run
+from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, read_markers
 from fourm.schedule.keeps import Keep
 
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
+CAPTION = "caption"  # the modality of typed prompts
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
 
 
@@ -121,6 +126,9 @@ class Run:
 
     def samples(self) -> Iterator[RecordedSample]:
         """All samples in order, at most a thousand in memory at a time; UsageError: a file is damaged."""
+        if self.record.is_sharded:
+            yield from chain.from_iterable(map(self.samples_of, read_markers(self.root, self.file)))
+            return
         if self.is_older:
             yield from (self.describe(Sample(key)) for key in sorted(self._keys_of_files()))
         for path in self.sample_files():
@@ -128,6 +136,8 @@ class Run:
 
     def find(self, key: Key) -> RecordedSample | None:
         """The sample with this key; None if it is not recorded."""
+        if self.record.is_sharded:
+            return next(filter(None, (self._find_in(path, key) for path in self._markers_of(key))), None)
         if self.is_older:
             return self.describe(Sample(key))
         paths = self.sample_files()
@@ -155,6 +165,43 @@ class Run:
             if name in read  # of the frame, the run has a file of its own
         }
         return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, fit)
+
+    def samples_of(self, marker: Marker) -> Iterator[RecordedSample]:
+        """The samples of one shard, in order."""
+        members = ShardMembers(self.root, marker, self.variations)
+        own = next((place for place in self.places if not place.shared), None)
+        if own is None:
+            return
+        fit = self.record.fit if members.has(FRAMES) else ""
+        for key in members.keys(own):
+            files = {place.folder: members.paths(key, place) for place in self.places}
+            files |= {FRAME: members.paths(key, FRAMES)} if members.has(FRAMES) else {}
+            yield RecordedSample(key, self.numbers, files, self._prompt_of(files), fit=fit)
+
+    def _prompt_of(self, files: Mapping[str, tuple[str, ...]]) -> str | None:
+        """The text that a user typed for a sample of a sharded run."""
+        is_typed = self.record.input is not None and self.record.input.kind in ("texts", "pictures")
+        captions = [p for p in self.places if p.modality == CAPTION and p.is_condition and p.form == "value"]
+        if not is_typed or not captions or not files[captions[0].folder]:
+            return None
+        try:
+            place = split_path(self.root / files[captions[0].folder][0])
+            return read_member(*place, MAX_BYTES).decode("utf-8-sig") if place else None
+        except (OSError, SampleError, UnicodeDecodeError):
+            return None
+
+    def _markers_of(self, key: Key) -> Iterator[Path]:
+        """The markers of the shards that may have a sample, the likely ones first."""
+        likely = [marker_path(self.root, key.folder, self.file)]
+        if re.fullmatch("[0-9]{6,}", key.name) and key.folder == f"{int(key.name) // SAMPLES_PER_FOLDER:05d}":
+            number = int(key.name) // (self.record.shard_size or SAMPLES_PER_FOLDER)
+            likely.insert(0, marker_path(self.root, shard_name(number), self.file))
+        there = [path for path in dict.fromkeys(likely) if os.path.lexists(path)]
+        yield from there
+        yield from (path for path in marker_files(self.root, self.file) if path not in there)
+
+    def _find_in(self, path: Path, key: Key) -> RecordedSample | None:
+        return next((one for one in self.samples_of(read_marker(path)) if one.key == key), None)
 
     def _keys_of_files(self) -> set[Key]:
         """Keys of samples, from the names of files: an older version recorded nothing else."""
@@ -275,7 +322,9 @@ def samples_for(
     found = list[Sample]()
     for sample in samples:
         files = {name: run.root / sample.file(place, None) for name, place in shared.items()}
-        files[FRAME] = path_of(run.root, FRAME, sample.key, FRAMES.suffix)  # if there is one
+        recorded = sample.files.get(FRAME)
+        frame = path_of(run.root, FRAME, sample.key, FRAMES.suffix)  # if there is one
+        files[FRAME] = run.root / recorded[0] if recorded else frame
         by_variation = [
             {name: run.root / sample.file(p, v) for name, p in varied.items() if v in run.numbers}
             for v in range(run.record.num_variations if varied else 0)

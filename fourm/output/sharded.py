@@ -19,9 +19,8 @@ from fourm.data.writing import write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import to_type
 from fourm.output.processes import seal
-from fourm.output.record import NOT_COMPARED, RUN, SR_RUN, RunRecord
+from fourm.output.record import DONE, NOT_COMPARED, RUN, RunRecord
 
-DONE = {RUN: "done", SR_RUN: "done.sr"}  # folder of the markers of a run
 NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
 MAX_MARKER_BYTES = 1 << 28
 
