@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms before it.
 ROOMS = (
     "data", "modalities", "hub", "schedule", "output", "networks", "decoding", "codecs", "inputs", "runs",
-    "views", "api",
+    "batch", "views", "api",
 )  # fmt: skip
 WITHOUT_TORCH = ROOMS[: ROOMS.index("networks")]
 MAX_LINES = 500

@@ -10,7 +10,7 @@ PUBLIC = {
         "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
         "read_checksums read_failures remove_empty sha256_of_file write_failures"
     ),
-    "record": "BASE FILES FORMATS FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
+    "record": "BASE FILES FORMATS FRAMES Format NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "shard_files": "ShardFiles check_format",
     "sharded": "Counts Marker Member ShardFailure find_done read_markers settings_digest",

@@ -33,8 +33,8 @@ class ShardMembers:
         numbers = (None,) if place.shared and not is_split else self.numbers
         members = (Member(key, number, place.folder, place.suffix) for number in numbers)
         if self.marker.format == PARQUET:
-            rows = ((member, self._rows.get((key, member.variation), -1)) for member in members)
-            return tuple(f"{shard}.parquet/{max(row, 0)}.{member.column}" for member, row in rows if row >= 0)
+            rows = ((self._rows.get((key, member.variation), "-"), member.column) for member in members)
+            return tuple(f"{shard}.parquet/{row}.{column}" for row, column in rows)
         if self.marker.format == SHARDS:
             return tuple(f"{place.folder}/{shard}.tar/{one.name(self.marker.keys)}" for one in members)
         return tuple(f"{shard}.tar/{one.web_name(self.marker.keys)}" for one in members)

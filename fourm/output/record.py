@@ -30,6 +30,7 @@ RESERVED_NAMES = (
     *NEXT, *DONE.values(), *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES,
     FAILURES, PLOTS, PARTIAL,
 )  # fmt: skip
+Format = Literal["files", "shards", "webdataset", "parquet"]
 FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
@@ -90,14 +91,14 @@ class RunRecord:
     batch_size: Annotated[int, Limits(1)] | None = None  # None: an older version made the folder
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
     detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
-    format: Literal["files", "shards", "webdataset", "parquet"] = "files"  # one of FORMATS
+    layout: Format = "files"  # what results are in; `format` is the version of the record
     shard_size: Annotated[int, Limits(1)] | None = None  # samples of a shard, at most
     shards: Annotated[int, Limits(1)] | None = None  # of all processes together
 
     @property
     def is_sharded(self) -> bool:
         """Whether results are in shards."""
-        return self.format != FILES
+        return self.layout != FILES
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""

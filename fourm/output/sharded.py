@@ -118,13 +118,20 @@ def find_done(
         if path not in there:
             continue
         try:
-            marker = read_marker(path)
-            if fault := _fault_of(root, marker, settings):
-                raise UsageError(f"{printable(str(path))}: {fault}")
-            done[shard.number] = marker.counts
+            marker = read_done(path, root, settings)
         except UsageError as error:
             faults.append(f"{error}; shard {shard.name} is made again")
+        else:
+            done[shard.number] = marker.counts
     return done, faults
+
+
+def read_done(path: Path, root: Path, settings: str) -> Marker:
+    """The marker of a shard that is whole; UsageError if it is not."""
+    marker = read_marker(path)
+    if fault := _fault_of(root, marker, settings):
+        raise UsageError(f"{printable(str(path))}: {fault}")
+    return marker
 
 
 def _fault_of(root: Path, marker: Marker, settings: str) -> str:

@@ -31,6 +31,7 @@ class Started:
     stage: str = "base"  # "base", or "sr" for super-resolution of the base results
     variations: int = 1  # results per sample
     dtype: str = ""  # of the networks
+    shards: int = 0  # that this process makes of a sharded run; 0: results are files
     to_json = _to_json
 
 
@@ -140,6 +141,7 @@ class Finished:
     failed: int
     seconds: float  # that the run took
     stage: str = "base"  # or "sr"
+    incomplete: int = 0  # samples of a sharded run that lack a file
     to_json = _to_json
 
 

@@ -40,6 +40,11 @@ class LoadedModel:
     lock: RLock = field(default_factory=RLock)  # held by a thread that loads something or makes a step
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the network is in memory."""
+        return self._network is not None
+
+    @property
     def network(self) -> FourM:
         """The transformer."""
         with self.lock:

@@ -17,6 +17,7 @@ import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
+from fourm.data.containers import is_there
 from fourm.data.dataset import Input
 from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
@@ -49,6 +50,7 @@ from fourm.runs.job import Job, count_evaluations, fill_diffusion, make_record, 
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.outputs import Saver
 from fourm.runs.planning import Plan, check_disk, plan_results
+from fourm.runs.sinks import FolderSink
 from fourm.runs.timing import estimate_seconds
 from fourm.runs.values import Collector, Made
 from fourm.schedule.chain import Chain
@@ -129,18 +131,20 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
-    loaded = _loaded_for(job, loaded)
+    loaded = loaded_for(job, loaded)
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job, loaded)
-    saver = Saver(job, codecs, joining.enter(), listed, writer)
-    events = _generate(engine, saver, todo) if engine is not None else iter(())
-    has_ended, halved_to = False, None
+    sink = FolderSink(job, joining.enter(), listed, writer)
+    saver = Saver(job, codecs, sink)
+    events = generate(engine, saver, todo) if engine is not None else iter(())
+    has_ended, halved_to, skipped = False, None, 0
     try:
         with as_fourm_errors(job.device, job.dtype, out):
-            saver.add_missing_checksums(made)
-            with closing(_stepwise(events, loaded)) as steps:
+            skipped = len(made)
+            sink.add_missing_checksums(made)
+            with closing(stepwise(events, loaded)) as steps:
                 for event in steps:
                     if isinstance(event, Halved):
                         halved_to = event.rows
@@ -149,13 +153,13 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     finally:
         seconds = time.perf_counter() - started
         ended = replace(
-            launch, finished=now(), saved=len(saver.saved), skipped=saver.skipped, failed=len(saver.failed),
+            launch, finished=now(), saved=len(saver.saved), skipped=skipped, failed=len(saver.failed),
             seconds=round(seconds, 3), halved_to=halved_to,
         )  # fmt: skip
-        is_idle = not (has_ended or saver.saved or saver.skipped or saver.failed)
-        if not (is_idle and withdraw_output(saver.process, request.record)):
-            close_output(saver.process, ended)
-    yield Finished(len(saver.saved), saver.skipped, len(saver.failed), seconds, request.stage)
+        is_idle = not (has_ended or saver.saved or skipped or saver.failed)
+        if not (is_idle and withdraw_output(sink.process, request.record)):
+            close_output(sink.process, ended)
+    yield Finished(len(saver.saved), skipped, len(saver.failed), seconds, request.stage)
 
 
 def plan(request: Request) -> Plan:
@@ -184,7 +188,7 @@ def measure(planned: Plan) -> float:
     if not planned.todo:
         return 0.0
     with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype), torch.inference_mode():
-        return estimate_seconds(job, planned.todo, *load_parts(job, _loaded_for(job, None)))
+        return estimate_seconds(job, planned.todo, *load_parts(job, loaded_for(job, None)))
 
 
 def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[Event]]:
@@ -194,13 +198,13 @@ def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[
     """
     job = check(request)
     with as_fourm_errors(job.device, job.dtype), loaded.lock, arithmetic(job.dtype):
-        engine, codecs = load_parts(job, _loaded_for(job, loaded))
+        engine, codecs = load_parts(job, loaded_for(job, loaded))
     collector = Collector(job, codecs)
     works = [Work(sample, v) for sample in request.chosen for v in request.variations]
 
     def events() -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype):
-            yield from _stepwise(_generate(engine, collector, works), loaded)
+            yield from stepwise(generate(engine, collector, works), loaded)
 
     return collector, events()
 
@@ -215,16 +219,17 @@ def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None
     joining = Joining(request.out, record, launch, record=request.record)
     joining.check()
     writer = SampleWriter(Run(request.out, request.record, record), request.samples, request.recorded_fit)
-    saver = Saver(job, codecs, joining.enter(), {}, writer)
+    sink = FolderSink(job, joining.enter(), {}, writer)
+    saver = Saver(job, codecs, sink)
     with as_fourm_errors(job.device, job.dtype, request.out):
         events = [*saver.save_made(made)]
     seconds = round(time.perf_counter() - started, 3)
-    close_output(saver.process, replace(launch, finished=now(), saved=len(saver.saved), seconds=seconds))
+    close_output(sink.process, replace(launch, finished=now(), saved=len(saver.saved), seconds=seconds))
     if failed := [event for event in events if isinstance(event, Failed)]:
         raise SampleError(failed[0].reason)
 
 
-def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, None, None]:
+def stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, None, None]:
     """The events, each made while the model is held and torch has the settings of its dtype.
 
     Between two of them this thread holds nothing, so that a consumer can stop anywhere.
@@ -241,7 +246,7 @@ def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, 
             events.close()
 
 
-def _loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
+def loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
     """The loaded model of a job; without one, one that loads its parts when they are used."""
     request = job.request
     own = request.model, job.device, job.dtype, request.attention, request.compile
@@ -294,7 +299,7 @@ def _split_work(
     request, made, todo = job.request, list[Work](), list[Work]()
     for work in works:
         files = work.sample.files_of(work.variation)
-        given = (name in files and files[name].is_file() for name in request.chain.conditions)
+        given = (name in files and is_there(files[name]) for name in request.chain.conditions)
         if request.origin and not (is_base_made or all(given)):
             continue
         complete = (job.is_complete(place, work, listed) for place in job.written)
@@ -302,7 +307,7 @@ def _split_work(
     return made, todo
 
 
-def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:
+def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:
     """Decode samples in batches and hand them to the writer."""
     job, size = writer.job, writer.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]

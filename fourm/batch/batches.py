@@ -1,0 +1,112 @@
+"""A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fourm.data.opening import real
+from fourm.data.shards import SHARD_SIZE, Shard
+from fourm.errors import UsageError, near_match
+from fourm.inputs.request import Request
+from fourm.inputs.shards import Shards
+from fourm.output.joining import open_shards
+from fourm.output.record import FILES, FORMATS, Format
+from fourm.output.shard_files import check_format
+from fourm.output.sharded import Counts, find_done
+from fourm.runs.sharded import ShardedInput, Stage, prepare, prepare_sr
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The shards of one process."""
+
+    shards: Sequence[Shard]  # all of them
+    todo: Sequence[Shard]  # that are not whole
+    done: Counts  # sums of those that are whole
+    faults: tuple[str, ...]  # a sentence for each shard that is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A sharded run. It can be pickled, so that any engine can send it to its workers."""
+
+    requests: tuple[Request, ...]  # without samples: the run, and super-resolution of what it makes
+    shards: Shards
+    format: Format
+    size: int = SHARD_SIZE  # samples of a shard, at most
+    retry_failed: bool = False  # shards with failed results are made again
+
+    @property
+    def out(self) -> Path:
+        """The folder of the results."""
+        return self.requests[0].out
+
+    @property
+    def variations(self) -> int:
+        """Results of each sample."""
+        return len(self.requests[0].variations)
+
+    def open(self) -> None:
+        """Create the folder, or join or continue its run, as the request says; UsageError if it may not.
+
+        To be called once by the program that starts workers, or by each of several processes.
+        """
+        first = self.requests[0]
+        for stage in self.stages():
+            overwrite = first.overwrite and not stage.job.request.is_beside  # which deletes both
+            resume = first.resume or stage.job.request.is_beside
+            open_shards(self.out, stage.run.record, first.world.size, resume, overwrite, stage.run.file)
+
+    def share(self, rank: int = 0, size: int = 1) -> Share:
+        """Every size-th shard from `rank` on, and what is to be made of them."""
+        shards, todo, faults = self.shards.shards[rank::size], dict[int, Shard](), list[str]()
+        sums = Counts()
+        for stage in self.stages():
+            done, found = find_done(self.out, shards, stage.settings, stage.run.file)
+            faults += found
+            for shard in shards:
+                counts = done.get(shard.number)
+                if counts is None or (self.retry_failed and counts.failed):
+                    todo[shard.number] = shard
+                else:
+                    sums = Counts(*(a + getattr(counts, name) for name, a in _fields(sums)))
+        return Share(shards, [todo[number] for number in sorted(todo)], sums, tuple(faults))
+
+    def todo(self, rank: int = 0, size: int = 1) -> list[Shard]:
+        """The shards of one of `size` processes that are not whole yet."""
+        return list(self.share(rank, size).todo)
+
+    def stages(self) -> list[Stage]:
+        """The runs over each shard, checked. UsageError for settings, MissingError for missing files."""
+        given = ShardedInput(
+            self.format, len(self.shards.shards), self.size, self.shards.total or 0, self.shards.input
+        )
+        base = prepare(self.requests[0], given)
+        return [base, *(prepare_sr(base, one, given) for one in self.requests[1:])]
+
+
+def plan(
+    requests: Sequence[Request], shards: Shards, form: str, size: int = SHARD_SIZE, retry_failed: bool = False
+) -> Batch:
+    """A sharded run of requests without samples, of which the second is super-resolution of the first."""
+    if form not in FORMATS:
+        raise UsageError(f"`format`: '{form}' is not one of {', '.join(FORMATS)}{near_match(form, FORMATS)}")
+    first = requests[0]
+    if form == FILES:
+        raise UsageError("`format=files` is a run without shards")
+    check_format(form)
+    if first.only:
+        raise UsageError(f"`only={first.only[0]}`: chooses samples, but shards are made whole")
+    if first.overwrite and first.world.size > 1:
+        what = "deletes what other processes make; start one process with it, and then all of them"
+        raise UsageError(f"`overwrite=True` {what}")
+    for path in (part for shard in shards.shards[:1] for part in shard.parts[1:2]):
+        if first.overwrite and real(Path(str(path))).is_relative_to(real(first.out)):
+            raise UsageError(f"`out={first.out}`: `overwrite=True` would delete {path}, which this run reads")
+    plain = [replace(request, samples=()) for request in requests]
+    return Batch(tuple(plain), shards, form, size, retry_failed)  # type: ignore[arg-type]
+
+
+def _fields(counts: Counts) -> list[tuple[str, Any]]:
+    return [(name, getattr(counts, name)) for name in counts.__slots__]

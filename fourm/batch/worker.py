@@ -1,0 +1,113 @@
+"""Makes shards one after the other, in one process that loads its models once."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from fourm.batch.batches import Batch
+from fourm.data.dataset import Dataset
+from fourm.data.shards import Shard
+from fourm.data.writing import remove_leftovers
+from fourm.errors import UsageError
+from fourm.output.joining import open_shards
+from fourm.output.sharded import Counts, Marker, ShardFailure, marker_path, read_done
+from fourm.runs.events import Event
+from fourm.runs.loaded import LoadedModel
+from fourm.runs.sharded import Stage, make_shard, samples_for_sr
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one shard."""
+
+    shard: Shard
+    counts: Counts  # of all its runs together
+    failures: tuple[ShardFailure, ...] = ()
+    incomplete: tuple[str, ...] = ()  # a sentence for each sample that lacks a file
+    seconds: float = 0.0
+    was_done: bool = False  # it was whole before, and nothing was made
+
+
+@dataclass(slots=True)
+class Worker:
+    """Holds the models of a batch. Any number of workers, anywhere, can make shards of one batch."""
+
+    batch: Batch
+    device: str | None = None  # None: that of the batch
+    stages: list[Stage] = field(init=False)
+    _loaded: list[LoadedModel] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = self.device or self.batch.requests[0].device
+        requests = tuple(replace(one, device=device, overwrite=False) for one in self.batch.requests)
+        self.stages = replace(self.batch, requests=requests).stages()
+        for stage in self.stages:
+            open_shards(stage.run.root, stage.run.record, 2, True, False, stage.run.file)
+        for stage in self.stages:
+            job = stage.job
+            request = job.request
+            own = request.model, job.device, job.dtype, request.attention, request.compile
+            alike = [one for one in self._loaded if (one.device, one.dtype) == own[1:3]]
+            tokenizers = alike[0].tokenizers if alike else {}
+            self._loaded.append(LoadedModel(*own, tokenizers=tokenizers))
+
+    def make(self, shard: Shard, watch: Callable[[Event], object] | None = None) -> Report:
+        """Make one shard, unless it is whole already. watch: is called with the events of its results."""
+        for event in self.events(shard):
+            if isinstance(event, Report):
+                return event
+            if watch is not None:
+                watch(event)
+        raise AssertionError("a shard ends with its report")
+
+    def events(self, shard: Shard) -> Iterator[Event | Report]:
+        """The events of making a shard, then its report."""
+        started, markers, was_done, read = time.perf_counter(), list[Marker](), True, None
+        for number, stage in enumerate(self.stages):
+            marker = self._done(stage, shard) if was_done else None
+            if marker is None:
+                if read is None and (number == 0 or stage.job.request.chain.keeps):
+                    read = self.batch.shards.samples(shard)
+                dataset = self._dataset(stage, markers, read)
+                was_done = False
+                for event in make_shard(stage, self._loaded[number], shard, dataset):
+                    if isinstance(event, Marker):
+                        marker = event
+                    else:
+                        yield event
+            assert marker is not None
+            markers.append(marker)
+        yield Report(
+            shard, _sum(markers), tuple(failure for one in markers for failure in one.failures),
+            markers[0].incomplete, round(time.perf_counter() - started, 3), was_done,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Release the memory of the models; the next shard loads them again."""
+        for loaded in self._loaded:
+            loaded.close()
+        remove_leftovers(self.batch.out)
+
+    def _done(self, stage: Stage, shard: Shard) -> Marker | None:
+        """The marker of a shard that is whole."""
+        path = marker_path(stage.run.root, shard.name, stage.run.file)
+        with suppress(UsageError):  # whoever starts the workers says what is damaged
+            marker = read_done(path, stage.run.root, stage.settings)
+            if not (self.batch.retry_failed and marker.counts.failed):
+                return marker
+        return None
+
+    def _dataset(self, stage: Stage, markers: list[Marker], read: Dataset | None) -> Dataset:
+        if not markers:
+            assert read is not None
+            return read
+        return samples_for_sr(self.stages[0].run, markers[0], stage.job.request, read)
+
+
+def _sum(markers: list[Marker]) -> Counts:
+    counts = [marker.counts for marker in markers]
+    return Counts(
+        counts[0].samples, sum(one.saved for one in counts), sum(one.failed for one in counts),
+        counts[0].incomplete,
+    )  # fmt: skip
