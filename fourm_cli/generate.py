@@ -6,42 +6,32 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from fourm import MKL_VALUE, MKL_VARIABLE
 from fourm.data.opening import local_name, local_path, output_path, real
-from fourm.errors import SampleError, UsageError, near_match
+from fourm.data.shards import SHARD_SIZE
+from fourm.errors import UsageError, near_match
 from fourm.hub.catalogue import DEMO
-from fourm.hub.header import AUTO, read_header
+from fourm.hub.header import AUTO
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
-from fourm_cli.console import (
-    counted,
-    duration,
-    note,
-    print_json,
-    print_path,
-    print_table,
-    quiet_library,
-    size_text,
-)
+from fourm_cli.console import counted
+from fourm_cli.making import Sharded, follow, make
 from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.hub.files import ModelFiles
     from fourm.inputs.origins import Replay
-    from fourm.inputs.request import Request, TokenizeRequest
+    from fourm.inputs.request import Request
+    from fourm.inputs.sources import Source
     from fourm.runs.events import Event
-
-INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
+    from fourm.schedule.chain import Chain
+    from fourm.schedule.keeps import Keep
 
 
 @with_options(
@@ -70,7 +60,7 @@ def generate(
     """
     from fourm.hub.files import find_model
     from fourm.inputs.origins import plan_sr, read_replay
-    from fourm.inputs.sources import EMPTY, choose_keys, read_samples
+    from fourm.inputs.sources import EMPTY, choose_keys
     from fourm.inputs.words import marked_texts
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
 
@@ -86,7 +76,7 @@ def generate(
             "options of a schedule": schedule, "--dtype": machine.dtype, "--sr-model": sr_model,
             "configuration files": configs.paths, **writing.named()})  # fmt: skip
         make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
-        _make(*_repeat(replay, files, make_request), report, dry_run)
+        make(*_repeat(replay, files, make_request), report, dry_run)
         return
     variations = num_variations or run_settings.num_variations or 1
     source = inputs.source(run_settings, variations, files)
@@ -96,18 +86,18 @@ def generate(
     make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
     later = sr_run[1].keeps if sr_run else ()
-    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, chain.keeps, later)
+    dataset, sharded = _read_input(source, chain, files, later, inputs, writing)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
     requests = [make_request(
-        model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
-        seed=seed if seed is not None else run_settings.seed or 0,
+        model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
+        num_variations=variations, seed=seed if seed is not None else run_settings.seed or 0,
         only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit),
     )]  # fmt: skip
     if sr_run:
         requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=()))
-    _make(requests, dataset, report, dry_run)
+    make(requests, dataset, report, dry_run, sharded)
 
 
 @with_options(
@@ -167,7 +157,7 @@ def sr(
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    _make([request], dataset, report)
+    make([request], dataset, report)
 
 
 @with_options(
@@ -227,7 +217,27 @@ def tokenize(
 
         return [tokenize_dataset(request)]
 
-    _follow(begin, request, notes, report)
+    follow(begin, request, notes, report, request.world.describe_share(len(dataset.samples)))
+
+
+def _read_input(
+    source: "Source", chain: "Chain", files: "ModelFiles", later: "Sequence[Keep]",
+    inputs: given.SampleOptions, writing: options.Writing,
+) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
+    """The samples; of an input in shards, only those that had to be listed, and its shards."""
+    from fourm.data.dataset import Dataset
+    from fourm.inputs.shards import list_shards
+    from fourm.inputs.sources import read_samples
+
+    asked = source, chain.conditions, files, sys.stdin.buffer, chain.raw, chain.keeps, later
+    if not writing.check_format():
+        return read_samples(*asked), None
+    if inputs.only is not None:
+        raise UsageError(f"--only {inputs.only}: chooses samples, but shards are made whole")
+    size = writing.shard_size or SHARD_SIZE
+    found = list_shards(*asked, size)
+    dataset = Dataset(tuple(found.listed), found.incomplete, found.notes, found.input)
+    return dataset, Sharded(found, writing.format, size, writing.retry_failed)
 
 
 def _check_replay(used: Mapping[str, object]) -> None:
@@ -327,150 +337,3 @@ def _repeat(
     ]
     doubts = replay.doubts([(record, model) for record, model, _, _ in runs])
     return requests, Dataset(tuple(requests[0].samples), tuple(doubts))
-
-
-def _make(
-    requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False
-) -> None:  # fmt: skip
-    """Check where results go, and make them; a second request is super-resolution of what the first makes."""
-    from fourm.inputs.words import note_unknown_words
-    from fourm.output.joining import check_free, check_output
-    from fourm.output.processes import Launch, now, remove_empty
-    from fourm.schedule.plan import unseen_picture
-
-    request = requests[0]
-
-    def notes() -> Iterator[str]:
-        yield _announce(requests, dataset)
-        yield from dataset.incomplete[:INCOMPLETE_SHOWN]
-        if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
-            yield f"{rest:,} more samples lack a file"
-        yield from (f"note: {text}" for text in dataset.notes)
-        if unknown := note_unknown_words(dataset.samples, request.model):
-            yield unknown
-        for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
-            yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
-
-    def begin() -> "list[Iterator[Event]]":
-        from fourm.runs.pipeline import check, check_weights, run
-
-        runs = _with_sr(requests)
-        for sr_run in runs[1:]:
-            job = check(sr_run)  # what is wrong with it is said before the first begins
-            if job.request.overwrite or not (request.out / job.request.record).exists():
-                check_weights(job)
-        return [run(one) for one in runs]
-
-    for one in requests:
-        read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
-    log, world = report.log_json, request.world
-    if log is not None and real(log).is_relative_to(real(request.out)):
-        raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
-    quiet_library(report.quiet or world.group_rank > 0)
-    launch = Launch(world.rank, world.size, now())
-    if dry_run:
-        check_free(request.out, launch, request.resume, request.overwrite, request.record)
-        _print_plan(requests, notes(), report)
-        return
-    made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
-    try:
-        _follow(begin, request, notes(), report, len(request.variations))
-    except BaseException as stop:
-        if not isinstance(stop, Exception):  # a signal
-            stop.add_note(_resume_advice(request))
-        raise
-    finally:
-        remove_empty(made)  # where a mistake came to light later
-
-
-def _announce(requests: "Sequence[Request]", dataset: "Dataset") -> str:
-    """What is about to be made; it is said before torch is imported, which takes seconds."""
-    request = requests[0]
-    what = counted(len(dataset.samples), "prompt" if dataset.input.kind == "texts" else "sample")
-    what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
-    stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
-    then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
-    return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
-
-
-def _resume_advice(request: "Request") -> str:
-    """The advice for an interrupted run: its command, with --resume and its output folder."""
-    if request.world.group_size > 1:
-        return "the same command with --resume goes on"
-    words = [word for word in request.command if word not in ("--resume", "--overwrite")]
-    added = ["--resume"]
-    if not request.is_beside and not any(re.match("--out(=|$)", word) for word in words):
-        added += ["--out", str(request.out)]
-    if request.is_beside and "-" in words:  # the folder that was read from standard input
-        words[words.index("-")] = str(request.out)
-    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
-    with_input = " (with the same standard input)" if "-" in words else ""
-    return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
-
-
-def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
-    """A request, and that of super-resolution of what it makes, if there is one."""
-    from fourm.runs.pipeline import sr_request
-
-    base = requests[0]
-    return [base, *(sr_request(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
-
-
-def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
-    """Print what a run would make, and then, since it is measured, how long that would take."""
-    from fourm.runs.pipeline import measure, plan
-
-    for text in () if report.quiet else notes:
-        note(text)
-    plans = [plan(one) for one in _with_sr(requests)]
-    if report.as_json:
-        said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
-        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
-        return
-    for number, one in enumerate(plans):
-        if number:
-            print(f"\nsuper-resolution, {one.job.request.model.name}\n")
-        print_table(("what", "how much"), [
-            ("output folder", str(one.job.request.out)),
-            ("model", f"{one.job.request.model.name} on {one.job.device}, {one.job.dtype}"),
-            ("samples", f"{one.samples:,}"),
-            ("variations of each", f"{len(one.job.request.variations):,}"),
-            ("results to make", f"{one.to_make:,} ({one.complete:,} of {one.results:,} are complete)"),
-            ("forward passes", f"{one.passes * one.to_make:,} ({one.passes:,} for each result)"),
-            *([("steps of diffusion", f"{one.evaluations * one.to_make:,}")] if one.evaluations else []),
-            ("files", f"{one.files:,}"),
-            ("on disk", f"about {size_text(one.usual)}, an estimate; {size_text(one.free)} are free"),
-        ])  # fmt: skip
-        print()
-        rows = [(name, f"{f.files:,}", size_text(f.usual)) for name, f in one.folders.items()]
-        print_table(("folder", "files", "bytes, about"), rows, numbers=("files", "bytes, about"))
-        print(f"\nabout {duration(measure(one))} on this machine as it is now, texts at full length")
-
-
-def _follow(
-    begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
-    notes: Iterable[str], report: options.Report, variations: int = 1,
-) -> None:  # fmt: skip
-    """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed."""
-    world, rank, log_json = request.world, request.world.group_rank, report.log_json
-    quiet_library(report.quiet or rank > 0)
-    if not report.quiet:
-        for text in notes if rank == 0 else ():
-            note(text)
-        if world.size > 1:
-            note(world.describe_share(len(request.samples), variations))
-    if log_json is not None and rank > 0:
-        log_json = log_json.with_name(f"{log_json.name}.{rank}")
-    from fourm_cli.progress import open_log, show
-
-    with open_log(log_json) if log_json else nullcontext() as log:
-        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
-        ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
-    if rank == 0 and report.as_json:
-        said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
-                 "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
-        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
-    elif rank == 0:
-        print_path(request.out)
-    if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
-        raise typer.Exit(SampleError.exit_code)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from fourm.data.opening import local_name, local_path, no_folder, output_path
+from fourm.data.shards import SHARD_SIZE
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import AUTO, DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS
+from fourm.output.record import FILES, FORMATS
 from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
@@ -169,6 +171,11 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
                   parser=output_path),
     "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
     "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
+    "format": option(
+        "files, or for many samples shards: tars of each folder (shards), tars of all (webdataset), tables "
+        "(parquet).", "NAME", OUTPUT, show_default="files", autocompletion=one_of(*FORMATS)),
+    "shard_size": option("Samples of a shard, at most.", "N", OUTPUT, min=1, show_default=str(SHARD_SIZE)),
+    "retry_failed": option("Make shards with failed samples again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
     "detokenizer_steps": option(
         "Steps of tokenizers that decode by diffusion; at most 25 for previews.", "N", OUTPUT, min=1,
@@ -228,10 +235,24 @@ class Writing:
     preview: int = 0
     blend: bool = True
     restore: bool = False
+    format: str = FILES
+    shard_size: int | None = None
+    retry_failed: bool = False
+
+    def check_format(self) -> bool:
+        """Whether results go into shards; UsageError for a format that does not exist, or other options."""
+        if self.format not in FORMATS:
+            near = near_match(self.format, FORMATS)
+            raise UsageError(f"--format: '{self.format}' is not one of {', '.join(FORMATS)}{near}")
+        given = {"--shard-size": self.shard_size, "--retry-failed": self.retry_failed}
+        if self.format == FILES and (used := next((name for name, value in given.items() if value), "")):
+            raise UsageError(f"{used}: is for shards; --format shards makes some")
+        return self.format != FILES
 
     def named(self) -> Mapping[str, object]:
         """What results depend on, where it is given, by the name that messages give it."""
         return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
+                "--format": self.format != FILES,
                 "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore,
                 "--detokenizer-solver": self.detokenizer_solver}  # fmt: skip
 

@@ -225,10 +225,12 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
 def summary(end: Finished, tally: Tally) -> str:
     """The line at the end of a run."""
     malformed, noted = tally.counts[Malformed], tally.counts[Noted]
+    where = "done/" if tally.start.shards else "failures.jsonl"
     parts = (
         f"{counted(end.saved, tally.unit)} {'generated' if tally.start.steps else 'tokenized'}",
         f"{end.skipped} already complete" if end.skipped else "",
-        f"{end.failed} failed (see failures.jsonl)" if end.failed else "",
+        f"{end.failed} failed (see {where})" if end.failed else "",
+        f"{counted(end.incomplete, 'sample')} left out (see {where})" if end.incomplete else "",
         f"{counted(malformed, 'malformed text')} kept (see malformed/)" if malformed else "",
         f"{counted(noted, 'condition')} read in part" if noted else "",
     )

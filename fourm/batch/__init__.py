@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "batches": "Batch Share plan",
+    "batches": "Batch plan",
     "local": "run_share",
     "worker": "Report Worker",
 }

@@ -47,7 +47,7 @@ class Batch:
         """Results of each sample."""
         return len(self.requests[0].variations)
 
-    def open(self) -> None:
+    def open_folder(self) -> None:
         """Create the folder, or join or continue its run, as the request says; UsageError if it may not.
 
         To be called once by the program that starts workers, or by each of several processes.

@@ -13,7 +13,8 @@ PUBLIC = {
     "record": "BASE FILES FORMATS FRAMES Format NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "shard_files": "ShardFiles check_format",
-    "sharded": "Counts Marker Member ShardFailure find_done read_markers settings_digest",
+    "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_markers
+        settings_digest""",
     "verify": "Finding Verdict verify_folder",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

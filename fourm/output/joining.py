@@ -195,12 +195,14 @@ def open_shards(
         with _as_usage_error(out):
             make_all(out)
             remove_leftovers(out)
-            if overwrite and not _is_free(out, record):
+            is_first = _is_free(out, record)
+            if overwrite and not is_first:
+                load_run(out, record)  # refuses what no run wrote
                 _empty(out, record, "")
                 (out / record).unlink()
-            is_first = _is_free(out, record) and create_text(
-                out, out / record, format_run(settings, secrets.token_hex(4))
-            )
+                is_first = True
+            text = format_run(settings, secrets.token_hex(4))
+            is_first = is_first and create_text(out, out / record, text)
             run = load_run(out, record)
             if not is_first and size == 1 and not resume:
                 raise _exists(out, record)

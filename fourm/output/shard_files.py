@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fourm.data.layout import Key
 from fourm.data.opening import open_own
@@ -149,7 +150,7 @@ class ShardFiles:
         if member.suffix in _TEXTS:
             return str
         if member.suffix == ".npy":
-            array = np.load(io.BytesIO(self.read(member)), allow_pickle=False)
+            array = _array(self.read(member))
             if array.dtype.kind == "i" and array.ndim == 2 and len(array) == 1:
                 return list
         return bytes
@@ -181,7 +182,11 @@ def _order(member: Member) -> tuple[Key, str, str, int]:
 def _value_of(data: bytes, kind: type) -> object:
     if kind is str:
         return data.decode("utf-8", errors="backslashreplace")
-    return np.load(io.BytesIO(data), allow_pickle=False)[0].tolist() if kind is list else data
+    return _array(data)[0].tolist() if kind is list else data
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 _LAYOUTS: dict[str, Callable[[ShardFiles, str], Iterator[Part]]] = {

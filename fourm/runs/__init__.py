@@ -6,10 +6,11 @@ from fourm import import_when_used
 PUBLIC = {
     "device": "choose_device resolve_dtype",
     "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
-    "job": "order_place preview_place",
+    "job": "count_evaluations order_place preview_place",
     "loaded": "LoadedModel",
     "machine": "describe_machine",
     "pipeline": "check check_weights collect measure plan run save_made sr_request",
+    "sharded": "ShardedInput Stage make_shard prepare prepare_sr samples_for_sr",
     "tokenizing": "tokenize_dataset",
     "values": "Collector Made picture_of",
 }

@@ -136,13 +136,11 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job, loaded)
-    sink = FolderSink(job, joining.enter(), listed, writer)
-    saver = Saver(job, codecs, sink)
+    saver = Saver(job, codecs, sink := FolderSink(job, joining.enter(), listed, writer))
     events = generate(engine, saver, todo) if engine is not None else iter(())
-    has_ended, halved_to, skipped = False, None, 0
+    has_ended, halved_to, skipped = False, None, len(made)
     try:
         with as_fourm_errors(job.device, job.dtype, out):
-            skipped = len(made)
             sink.add_missing_checksums(made)
             with closing(stepwise(events, loaded)) as steps:
                 for event in steps:

@@ -21,7 +21,7 @@ from fourm import __version__
 from fourm.inputs.request import Request
 from fourm.output.processes import read_launches
 from fourm.output.samples import load_run
-from fourm_cli.generate import _resume_advice
+from fourm_cli.making import resume_advice
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -539,6 +539,6 @@ def test_the_command_that_goes_on_names_its_folder(command: str, beside: bool, a
     request = SimpleNamespace(
         command=("fourm", *command.split()), is_beside=beside, out=Path("out/001"), world=world
     )
-    told = _resume_advice(cast(Request, request))
+    told = resume_advice(cast(Request, request))
     assert told.partition(": ")[2] == advice
     assert ("standard input" in told) == ("--data -" in command)

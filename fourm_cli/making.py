@@ -1,0 +1,249 @@
+"""Checks where results go, makes them, and shows what happens on the way."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from fourm import MKL_VALUE, MKL_VARIABLE
+from fourm.data.opening import real
+from fourm.errors import SampleError, UsageError
+from fourm.hub.header import read_header
+from fourm_cli import options
+from fourm_cli.console import (
+    counted,
+    duration,
+    note,
+    print_json,
+    print_path,
+    print_table,
+    quiet_library,
+    size_text,
+)
+
+if TYPE_CHECKING:
+    from fourm.data.dataset import Dataset
+    from fourm.inputs.request import Request, TokenizeRequest, World
+    from fourm.inputs.shards import Shards
+    from fourm.runs.events import Event
+
+INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """The shards of an input, and what they become."""
+
+    shards: "Shards"
+    format: str
+    size: int  # samples of a shard, at most
+    retry_failed: bool
+
+    def describe_share(self, world: "World") -> str:
+        """`process 0 of 8: 2 of 9 shards`."""
+        total = len(self.shards.shards)
+        share = len(range(total)[world.rank :: world.size])
+        return f"process {world.rank} of {world.size}: {share:,} of {counted(total, 'shard')}"
+
+    def begin(self, requests: "Sequence[Request]") -> "Iterator[Event]":
+        """Open the folder, and make the shards of this process."""
+        from fourm.batch.batches import plan
+        from fourm.batch.local import run_share
+
+        batch = plan(requests, self.shards, self.format, self.size, self.retry_failed)
+        batch.open_folder()
+        world = requests[0].world
+        share = batch.share(world.rank, world.size)
+        for fault in share.faults:
+            note(f"note: {fault}")
+        return run_share(batch, share)
+
+
+def make(
+    requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False,
+    sharded: Sharded | None = None,
+) -> None:  # fmt: skip
+    """Check where results go, and make them; a second request is super-resolution of what the first makes.
+
+    sharded: the input, if results go into shards; then requests have no samples.
+    """
+    from fourm.inputs.words import note_unknown_words
+    from fourm.output.joining import check_free, check_output
+    from fourm.output.processes import Launch, now, remove_empty
+    from fourm.schedule.plan import unseen_picture
+
+    request = requests[0]
+
+    def notes() -> Iterator[str]:
+        yield _announce(requests, dataset, sharded)
+        yield from dataset.incomplete[:INCOMPLETE_SHOWN]
+        if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
+            yield f"{rest:,} more samples lack a file"
+        yield from (f"note: {text}" for text in dataset.notes)
+        if unknown := note_unknown_words(dataset.samples, request.model):
+            yield unknown
+        for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
+            yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
+
+    def begin() -> "list[Iterator[Event]]":
+        from fourm.runs.pipeline import check, check_weights, run
+
+        if sharded is not None:
+            return [sharded.begin(requests)]
+        runs = _with_sr(requests)
+        for sr_run in runs[1:]:
+            job = check(sr_run)  # what is wrong with it is said before the first begins
+            if job.request.overwrite or not (request.out / job.request.record).exists():
+                check_weights(job)
+        return [run(one) for one in runs]
+
+    for one in requests:
+        read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
+    log, world = report.log_json, request.world
+    if log is not None and real(log).is_relative_to(real(request.out)):
+        raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
+    quiet_library(report.quiet or world.group_rank > 0)
+    launch = Launch(world.rank, world.size, now())
+    if dry_run:
+        check_free(request.out, launch, request.resume, request.overwrite, request.record)
+        _print_plan(requests, notes(), report, sharded)
+        return
+    made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
+    try:
+        world = request.world
+        share = world.describe_share(len(request.samples), len(request.variations))
+        follow(begin, request, notes(), report, sharded.describe_share(world) if sharded else share)
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # a signal
+            stop.add_note(resume_advice(request))
+        raise
+    finally:
+        remove_empty(made)  # where a mistake came to light later
+
+
+def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> str:
+    """What is about to be made; it is said before torch is imported, which takes seconds."""
+    request = requests[0]
+    count = len(dataset.samples) if sharded is None else sharded.shards.total
+    what = "" if count is None else counted(count, "prompt" if dataset.input.kind == "texts" else "sample")
+    if sharded is not None:
+        what += f"{' in ' if what else ''}{counted(len(sharded.shards.shards), 'shard')}"
+    what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
+    stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
+    then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
+    return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
+
+
+def resume_advice(request: "Request") -> str:
+    """The advice for an interrupted run: its command, with --resume and its output folder."""
+    if request.world.group_size > 1:
+        return "the same command with --resume goes on"
+    words = [word for word in request.command if word not in ("--resume", "--overwrite")]
+    added = ["--resume"]
+    if not request.is_beside and not any(re.match("--out(=|$)", word) for word in words):
+        added += ["--out", str(request.out)]
+    if request.is_beside and "-" in words:  # the folder that was read from standard input
+        words[words.index("-")] = str(request.out)
+    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
+    with_input = " (with the same standard input)" if "-" in words else ""
+    return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
+
+
+def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
+    """A request, and that of super-resolution of what it makes, if there is one."""
+    from fourm.runs.pipeline import sr_request
+
+    base = requests[0]
+    return [base, *(sr_request(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
+
+
+def _print_plan(
+    requests: "Sequence[Request]", notes: Iterable[str], report: options.Report, sharded: Sharded | None
+) -> None:
+    """Print what a run would make, and then, since it is measured, how long that would take."""
+    from fourm.runs.pipeline import measure, plan
+
+    for text in () if report.quiet else notes:
+        note(text)
+    if sharded is not None:
+        _print_shards(requests[0], sharded, report)
+        return
+    plans = [plan(one) for one in _with_sr(requests)]
+    if report.as_json:
+        said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
+        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
+        return
+    for number, one in enumerate(plans):
+        if number:
+            print(f"\nsuper-resolution, {one.job.request.model.name}\n")
+        print_table(("what", "how much"), [
+            ("output folder", str(one.job.request.out)),
+            ("model", f"{one.job.request.model.name} on {one.job.device}, {one.job.dtype}"),
+            ("samples", f"{one.samples:,}"),
+            ("variations of each", f"{len(one.job.request.variations):,}"),
+            ("results to make", f"{one.to_make:,} ({one.complete:,} of {one.results:,} are complete)"),
+            ("forward passes", f"{one.passes * one.to_make:,} ({one.passes:,} for each result)"),
+            *([("steps of diffusion", f"{one.evaluations * one.to_make:,}")] if one.evaluations else []),
+            ("files", f"{one.files:,}"),
+            ("on disk", f"about {size_text(one.usual)}, an estimate; {size_text(one.free)} are free"),
+        ])  # fmt: skip
+        print()
+        rows = [(name, f"{f.files:,}", size_text(f.usual)) for name, f in one.folders.items()]
+        print_table(("folder", "files", "bytes, about"), rows, numbers=("files", "bytes, about"))
+        print(f"\nabout {duration(measure(one))} on this machine as it is now, texts at full length")
+
+
+def _print_shards(request: "Request", sharded: Sharded, report: options.Report) -> None:
+    """Print what this process would make of shards."""
+    from fourm.batch.batches import plan
+
+    batch, world = plan([request], sharded.shards, sharded.format, sharded.size), request.world
+    share = batch.share(world.rank, world.size)
+    if report.as_json:
+        print_json({"out": str(request.out), "format": sharded.format, "samples": sharded.shards.total,
+                    "shards": len(share.shards), "to_make": len(share.todo)})  # fmt: skip
+        return
+    print_table(("what", "how much"), [
+        ("output folder", str(request.out)),
+        ("samples", "not known" if sharded.shards.total is None else f"{sharded.shards.total:,}"),
+        ("variations of each", f"{batch.variations:,}"),
+        ("shards to make", f"{len(share.todo):,} ({len(share.shards) - len(share.todo):,} of "
+                           f"{len(share.shards):,} are whole)"),
+    ])  # fmt: skip
+
+
+def follow(
+    begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
+    notes: Iterable[str], report: options.Report, share: str,
+) -> None:  # fmt: skip
+    """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed.
+
+    share: what this process does of a job of several.
+    """
+    world, rank, log_json = request.world, request.world.group_rank, report.log_json
+    quiet_library(report.quiet or rank > 0)
+    if not report.quiet:
+        for text in notes if rank == 0 else ():
+            note(text)
+        if world.size > 1:
+            note(share)
+    if log_json is not None and rank > 0:
+        log_json = log_json.with_name(f"{log_json.name}.{rank}")
+    from fourm_cli.progress import open_log, show
+
+    with open_log(log_json) if log_json else nullcontext() as log:
+        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
+        ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
+    if rank == 0 and report.as_json:
+        said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
+                 "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
+        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
+    elif rank == 0:
+        print_path(request.out)
+    if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
+        raise typer.Exit(SampleError.exit_code)

@@ -1,0 +1,207 @@
+"""A run in shards has the results of a run of files, byte for byte, however it is divided."""
+
+import io
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fourm.batch.batches import Batch, plan
+from fourm.batch.local import run_share
+from fourm.batch.worker import Report, Worker
+from fourm.codecs.files import write_png
+from fourm.data.dataset import Dataset
+from fourm.data.opening import read_bytes
+from fourm.data.tars import read_tar
+from fourm.errors import UsageError
+from fourm.hub.files import ModelFiles, find_model
+from fourm.inputs.request import Request, World
+from fourm.inputs.shards import Shards, list_shards
+from fourm.inputs.sources import Source, read_samples
+from fourm.output.record import FORMATS, RUN
+from fourm.output.samples import load_run
+from fourm.output.sharded import marker_files, read_marker, read_markers
+from fourm.runs.events import Failed, Finished, Saved, Started
+from fourm.runs.pipeline import run
+from fourm.schedule.chain import Chain
+from fourm.schedule.plan import parse_chain
+
+LIMIT = 1 << 24
+LONG = "word " * 2000
+PROMPTS = ["a small red circle", "a blue square", LONG, "a green triangle", "two red squares"]
+OPTIONS = "--cond caption --targets tok_clip-tok_rgb --steps 2-2"
+OWN = ("run.json", "failures.jsonl", "processes", "samples", ".partial", "done")
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFiles:
+    return find_model("demo")
+
+
+def written(out: Path) -> dict[str, bytes]:
+    """All files of results, by their path; a member of a tar by the path that its file has elsewhere."""
+    found = dict[str, bytes]()
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and name.partition("/")[0] not in OWN and path.suffix != ".tar":
+            found[name] = read_bytes(path, LIMIT)
+    for marker in read_markers(out):
+        for name in marker.files:
+            data, folder = read_bytes(out / name, LIMIT), name.removesuffix(f"/{marker.shard.name}.tar")
+            above = f"{folder}/{marker.shard.name}/" if marker.keys == "name" else f"{folder}/"
+            for member, (first, size) in read_tar(out / name).members.items():  # type: ignore[misc]
+                assert above + member not in found
+                found[above + member] = data[int(first) : int(first) + int(size)]
+    return found
+
+
+def make(batch: Batch, order: Sequence[int] | None = None) -> list[Report]:
+    """Make a batch, each shard by a worker of its own, which got it by mail."""
+    batch.open_folder()
+    reports = list[Report]()
+    for number in order if order is not None else range(len(batch.shards.shards)):
+        worker = Worker(pickle.loads(pickle.dumps(batch)))
+        reports.append(worker.make(batch.shards.shards[number]))
+        worker.close()
+    return reports
+
+
+class Example:
+    """A run, as files and as shards."""
+
+    def __init__(self, model: ModelFiles, chain: Chain, source: Source, **settings: Any) -> None:
+        self.model, self.chain, self.source, self.settings = model, chain, source, settings
+
+    def request(self, out: Path, dataset: Dataset | None = None) -> Request:
+        samples, read = ((), None) if dataset is None else (dataset.samples, dataset.input)
+        request = Request(self.model, self.chain, samples, out, device="cpu", **self.settings)
+        return request if read is None else replace(request, input=read)
+
+    def as_files(self, out: Path) -> dict[str, bytes]:
+        asked = self.source, self.chain.conditions, self.model, io.BytesIO(), self.chain.raw, self.chain.keeps
+        try:
+            dataset = read_samples(*asked)
+        except UsageError:  # of a prompt, which in shards is the failure of its sample
+            shards = self.shards(1000)
+            dataset = shards.samples(shards.shards[0])
+        list(run(self.request(out, dataset)))
+        return written(out)
+
+    def shards(self, size: int) -> Shards:
+        return list_shards(
+            self.source, self.chain.conditions, self.model, io.BytesIO(), self.chain.raw, self.chain.keeps,
+            size=size,
+        )  # fmt: skip
+
+    def batch(self, out: Path, size: int, form: str = "shards", **settings: Any) -> Batch:
+        return plan([replace(self.request(out), **settings)], self.shards(size), form, size)
+
+
+@pytest.fixture
+def prompts(model: ModelFiles, tmp_path: Path) -> Example:
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    chain = parse_chain(OPTIONS, model)
+    return Example(model, chain, Source(data=str(tmp_path / "p.txt")), num_variations=2, preview=2)
+
+
+def test_shards_of_any_size_made_in_any_order_have_the_bytes_of_files(
+    prompts: Example, tmp_path: Path
+) -> None:
+    files = prompts.as_files(tmp_path / "files")
+    assert len(files) > 40
+    for size, order in ((2, [2, 0, 1]), (1000, [0])):
+        out = tmp_path / str(size)
+        reports = make(prompts.batch(out, size), order)
+        assert written(out) == files
+        assert sum(report.counts.saved for report in reports) == 8
+        assert sorted(failure.variation for report in reports for failure in report.failures) == [0, 1]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "caption", "clip", "done", "preview", "rgb", "run.json", "tok_clip@64", "tok_rgb@64",
+        ]  # fmt: skip
+    run_of_shards = load_run(out)
+    samples = list(run_of_shards.samples())
+    assert [sample.key.name for sample in samples] == [f"{number:06d}" for number in range(5)]
+    assert [sample.prompt for sample in samples] == [None if text == LONG else text for text in PROMPTS]
+    assert run_of_shards.find(samples[3].key) == samples[3]
+    assert samples[3].files["rgb"] == ("rgb/00000.tar/000003-v0.png", "rgb/00000.tar/000003-v1.png")
+
+
+def test_kept_parts_and_frames_of_pictures_have_the_bytes_of_files(model: ModelFiles, tmp_path: Path) -> None:
+    for number in range(3):
+        path = tmp_path / "data" / "rgb" / f"split{number % 2}" / f"x{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(np.full((40 + number, 60, 3), 40 * number, np.uint8), path)
+    (tmp_path / "data" / "rgb" / "split0" / "bad.png").write_bytes(b"\x89PNG")
+    chain = parse_chain("--cond rgb --targets tok_depth-tok_rgb --keep rgb:0.5 --steps 1-2", model)
+    example = Example(model, chain, Source(data=str(tmp_path / "data")), restore=True)
+    files = example.as_files(tmp_path / "files")
+    make(example.batch(tmp_path / "out", 2))
+    assert written(tmp_path / "out") == files
+    assert any(name.startswith("frame/") for name in files)
+    (sample,) = [one for one in load_run(tmp_path / "out").samples() if one.key.path == "split1/x1"]
+    assert (sample.fit, sample.prompt) == ("crop", None)
+
+
+def test_ranks_share_shards_and_what_is_damaged_is_made_again(prompts: Example, tmp_path: Path) -> None:
+    out, many = tmp_path / "out", {"world": World(1, 2)}
+    batch = prompts.batch(out, 1)
+    make(batch, [])
+    with pytest.raises(UsageError, match="is not empty"):
+        batch.open_folder()
+    prompts.batch(out, 1, **many).open_folder()  # one of several joins unasked, as often as it is started
+    with pytest.raises(UsageError, match="seed is 0 there and 1 here"):
+        prompts.batch(out, 1, seed=1, **many).open_folder()
+    assert [[shard.number for shard in batch.todo(rank, 2)] for rank in (0, 1)] == [[0, 2, 4], [1, 3]]
+    for rank in (1, 0):
+        list(run_share(batch, batch.share(rank, 2)))
+    whole = written(out)
+    markers = [read_marker(path).files for path in marker_files(out)]
+    assert batch.todo() == []
+    (out / "rgb" / "00001.tar").write_bytes(b"cut")
+    (out / "done" / "00003.json").unlink()
+    share = batch.share()
+    assert [shard.number for shard in share.todo] == [1, 3]
+    assert len(share.faults) == 1
+    events = list(run_share(batch, share))
+    assert written(out) == whole
+    assert [read_marker(path).files for path in marker_files(out)] == markers
+    assert isinstance(start := events[0], Started)
+    assert (start.total, start.skipped, start.shards) == (10, 6, 5)
+    assert isinstance(end := events[-1], Finished)
+    assert (end.saved, end.skipped, end.failed) == (4, 4, 2)
+
+
+def test_failed_shards_are_made_again_when_that_is_asked_for(prompts: Example, tmp_path: Path) -> None:
+    batch = prompts.batch(tmp_path / "out", 2)
+    make(batch)
+    assert batch.todo() == []
+    again = replace(batch, retry_failed=True)
+    assert [shard.number for shard in again.todo()] == [1]
+    events = list[object]()
+    report = Worker(again).make(batch.shards.shards[1], events.append)
+    assert not report.was_done
+    assert Worker(batch).make(batch.shards.shards[1]).was_done
+    assert {type(event) for event in events} >= {Saved, Failed}
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_overwriting_deletes_what_markers_name(form: str, prompts: Example, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(prompts.batch(out, 2, form), [0])
+    (out / "mine.tar").write_text("mine")
+    prompts.batch(out, 1, "shards", overwrite=True, seed=3).open_folder()
+    assert sorted(path.name for path in out.iterdir()) == ["mine.tar", RUN]
+    assert load_run(out).record.seed == 3
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_samples_of_every_format_are_found(form: str, prompts: Example, tmp_path: Path) -> None:
+    make(prompts.batch(tmp_path / "out", 3, form), [1, 0])
+    found = load_run(tmp_path / "out")
+    keys = [sample.key for sample in found.samples()]
+    assert [key.name for key in keys] == [f"{number:06d}" for number in range(5)]
+    assert all((one := found.find(key)) and one.key == key for key in keys)
