@@ -177,6 +177,8 @@ def checked_source(source: Source, model: ModelFiles) -> Source:
     if source.data == "":
         raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
     source = classify_source(source, model)
+    if source.containers and source.files:
+        raise _mixed_error(source.data or "", next(iter(source.files.values())))
     is_folder = source.data is not None and os.path.isdir(source.data)
     if source.data is not None and not is_folder and not source.containers:
         _check_file(source.data)

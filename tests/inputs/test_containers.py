@@ -305,6 +305,9 @@ def test_mistakes_are_one_sentence(model: ModelFiles, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=why) as caught:
             read(model, data if "://" in data else tmp_path / data, conditions)
         assert "\n" not in str(caught.value)
+    both = Source(data=str(tmp_path / "d"), files={"rgb@64": "cat.jpg"})
+    with pytest.raises(UsageError, match=r"is a dataset, which is not read together with cat\.jpg"):
+        read_samples(both, ["rgb@64"], model, NOTHING)
     for more in ({"column": "x"}, {"endings": {"a": "rgb"}}):
         with pytest.raises(UsageError, match=r"only .*tars and Parquet files of `data` have one"):
             read_samples(Source(data="empty", num_samples=1, **more), [], model, NOTHING)  # type: ignore[arg-type]
