@@ -26,10 +26,24 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        rows = x.flatten(0, -2)
-        filled = F.pad(rows, (0, 0, 0, _MIN_ROWS - len(rows))) if len(rows) < _MIN_ROWS else rows
-        out = torch.ops.mkldnn._linear_pointwise(filled, self.weight, self.bias, "none", [], "")
-        return out[: len(rows)].view(*x.shape[:-1], len(self.weight))
+        product = _opaque_product if torch.compiler.is_compiling() else _product
+        return product(x, self.weight, self.bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.flatten(0, -2)
+    filled = F.pad(rows, (0, 0, 0, _MIN_ROWS - len(rows))) if len(rows) < _MIN_ROWS else rows
+    out = torch.ops.mkldnn._linear_pointwise(filled, weight, bias, "none", [], "")
+    return out[: len(rows)].view(*x.shape[:-1], len(weight))
+
+
+# torch's compiler has a kernel for oneDNN's operator that cannot take weights which are packed already.
+_opaque_product = torch.library.custom_op("fourm::packed_linear", _product, mutates_args=())
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
 
 
 def pack(network: nn.Module, min_features: int = MIN_FEATURES) -> None:

@@ -71,9 +71,8 @@ def estimate(
     peaks += [_decoder_peak(sizes, row, width, rows_at_once) for sizes, row in made if sizes]
     tensors = model.tensors.items()
     held = sum(counts := [info.num_elements for name, info in tensors if not is_unused(name, model)])
-    if width != FLOAT32:  # a tensor's file is mapped while the tensor is converted
-        done = zip(accumulate(counts), counts, strict=True)
-        peaks += [_Peak((kept - held) * width + size * FLOAT32) for kept, size in done]
+    done = zip(accumulate(counts), counts, strict=True)  # a tensor's file is mapped while it is converted
+    peaks += [_Peak((kept - held) * width + size * FLOAT32) for kept, size in done]
     tokens = [(step, step.num_tokens * step.passes) for step in chain.steps]
     passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in tokens)
     weights = held * width + sum(tokenizer_bytes(model, key, width, part) for key, part in parts.items())
@@ -178,7 +177,7 @@ def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, l
     if step.temperature > GREEDY_BELOW:
         arrays = 6.0  # probabilities, and these scaled as float32 and as int64
         if 0 < chain.top_p < 1:
-            arrays = 9.0 + bool(chain.top_k)  # the same of sorted ones, beside these and their order (int64)
+            arrays = 7.0 + bool(chain.top_k)  # the same of sorted ones, beside these
     yield _Peak(round(one * arrays), one)
 
 
