@@ -149,8 +149,9 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "float32, tf32 (NVIDIA: coarser, faster), bfloat16 or float16; auto: bfloat16 on GPUs that have it, "
         "else float32.", "NAME", MODEL, show_default=AUTO, parser=parse_dtype,
         autocompletion=one_of(*(dtype.name for dtype in DTYPES.values()))),
-    "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
-                        autocompletion=one_of("sdpa", "xformers")),
+    "attention": option(
+        "sdpa or, on NVIDIA GPUs: xformers, with the extra 'fast'; varlen, in 16 bits: rows of a batch "
+        "without padding.", "KERNEL", MODEL, autocompletion=one_of("sdpa", "xformers", "varlen")),
     "compile_blocks": option(
         "Let torch's compiler make the blocks of networks; pays in long runs.", None, MODEL, "--compile"),
     "config": config_option(

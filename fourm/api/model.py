@@ -193,7 +193,7 @@ def load(
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". dtype: "auto" (bfloat16 on
     NVIDIA GPUs that have it, else float32), "float32", "tf32", "bfloat16" or "float16". sr: True, or the name
     of a model: all calls do super-resolution too. tokenizers: others than the model's own, by key
-    (`{"rgb": "tok-rgb"}`). attention: "sdpa" or "xformers".
+    (`{"rgb": "tok-rgb"}`). attention: "sdpa", "xformers" or "varlen".
     compile: torch's compiler makes the blocks of the networks, which takes a minute and changes last bits.
     Equal arguments give the model that is loaded already, unless it was closed or its files have changed.
     UsageError: an unknown name or setting; MissingError: what is not on this machine, and how to get it.

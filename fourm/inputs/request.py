@@ -29,7 +29,7 @@ MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim mor
 # Ways to decode by diffusion: a tokenizer's own steps, rows of `networks/tokenizers/solvers`, their spacings.
 SOLVERS = (DDIM, "dpm++", "dpm++1", "dpm++3", "unipc", "unipc3")
 SPACINGS = ("trailing", "leading", "linspace", "karras", "lu")
-ATTENTIONS = ("sdpa", "xformers")
+ATTENTIONS = ("sdpa", "xformers", "varlen")
 MAX_CROPS = 10_000
 # Fields of a request whose types are checked.
 _PLAIN = ("num_variations", "batch_size", "decode", "detokenizer_steps", "detokenizer_solver", "preview",

@@ -27,9 +27,9 @@ from fourm.inputs.kept import check_mask_files
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
-from fourm.networks.attention import set_attention
+from fourm.networks.attention import check_kernel
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.precision import arithmetic, check_compiler
+from fourm.networks.precision import arithmetic, check_compiler, torch_dtype
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
@@ -88,7 +88,7 @@ def check(request: Request) -> Job:
     device = choose_device(request.device, request.world)
     dtype = resolve_dtype(request, device)
     request = fill_diffusion(replace(request, dtype=dtype))
-    set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
+    check_kernel(request.attention, device, torch.empty(0, dtype=torch_dtype(dtype), device=device))
     if request.compile:
         check_compiler(device)
     places = plan_places(request)

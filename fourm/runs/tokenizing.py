@@ -59,7 +59,7 @@ from fourm.hub.files import weights_of
 from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
-from fourm.networks.attention import set_attention
+from fourm.networks.attention import check_kernel, set_attention
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import compile_blocks
 from fourm.networks.precision import arithmetic, check_compiler, choose_dtype, torch_dtype
@@ -110,7 +110,8 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(_begun_dtype(request), device)
     request = replace(request, dtype=dtype)
-    set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
+    # An error before anything is loaded.
+    check_kernel(request.attention, device, torch.empty(0, dtype=torch_dtype(dtype), device=device))
     if request.compile:
         check_compiler(device)
     for row in request.rows:
