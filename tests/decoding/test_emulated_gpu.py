@@ -389,6 +389,7 @@ def test_a_step_of_4m_xl_starts_few_kernels() -> None:
     noise, counts = Noise.for_samples(0, [(key, 0) for key in batch.keys]), list[int]()
     with pytest.MonkeyPatch.context() as patch, Kernels() as kernels:
         patch.setattr("fourm.decoding.steps.SHAPES", {})  # the shapes of a GPU
+        patch.setattr("fourm.networks.attention.PACKED_BELOW", 0.0)  # and its padding
         for _ in Engine(FourM(config)).run(batch, chain, noise):
             counts.append(kernels.started)
             kernels.started = 0
