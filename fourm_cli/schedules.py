@@ -45,6 +45,8 @@ def validate(
         fourm schedule validate --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule validate --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
+    from fourm.schedule.cost import advise_bfloat16
+
     settings, stages = _plan(schedule, configs, model, sr_model)
     width = dtype or settings.run.dtype or AUTO
     stages = [(files, chain.expected()) for files, chain in stages]
@@ -71,6 +73,9 @@ def validate(
     columns = ("what", "how much", "super-resolution")[: 1 + len(tables)]
     rows = dict.fromkeys(what for table in tables for what in table)
     print_table(columns, [(what, *(table.get(what, "") for table in tables)) for what in rows])
+    may_be_cpu = settings.run.device in (None, "auto", "cpu")
+    if width == AUTO and may_be_cpu and (advice := advise_bfloat16(stages[0][0])):
+        note(advice)
     if names := [part.name for *_, cost in costs for part in cost.missing]:
         note(f"`fourm download {' '.join(names)}` fetches what is not here")
 

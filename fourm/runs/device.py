@@ -21,7 +21,7 @@ from fourm.networks.memory import (
 )
 from fourm.networks.precision import choose_dtype
 from fourm.runs.events import Event, Halved
-from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
+from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, advise_bfloat16, estimate, tokenizer_bytes
 
 T = TypeVar("T")
 # Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
@@ -98,6 +98,13 @@ def resolve_dtype(request: Request, device: torch.device) -> str:
     elif name == AUTO and request.origin is not None:
         name = request.origin.dtype
     return choose_dtype(name, device)
+
+
+def advise_dtype(request: Request) -> str:
+    """A sentence where another dtype would be faster for a run that may still have any; else ""."""
+    is_bound = request.dtype != AUTO or request.origin is not None or request.joined_record() is not None
+    is_cpu = choose_device(request.device, request.world).type == "cpu"
+    return advise_bfloat16(request.model) if is_cpu and not is_bound else ""
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:

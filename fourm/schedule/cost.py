@@ -6,10 +6,13 @@ the allocator, kernels of libraries) is a measured constant. A test compares the
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Self
 
+from fourm.data.opening import open_file
 from fourm.hub.catalogue import Entry
 from fourm.hub.files import ModelFiles, is_unused, missing_parts, tokenizer_sizes
 from fourm.hub.header import AUTO, DTYPES, TokenizerPart
@@ -23,6 +26,10 @@ FLOAT32 = 4  # bytes; logits and all that is computed from them are float32, wha
 LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 # Freed blocks up to this size stay in the heap of the C library, which keeps about two of them.
 _HEAP_BLOCK = 32 << 20
+# What Linux says of processors, and the instructions for products in bfloat16. With them a transformer of 77
+# million parameters is 1.2 to 1.5 times as fast as in float32, one of 2 million no faster.
+CPU_INFO, BFLOAT16_UNITS = Path("/proc/cpuinfo"), {"amx_bf16", "avx512_bf16"}
+_FASTER_FROM = 50_000_000  # parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,17 @@ def estimate(
     has_text = any(rows[name].kind is Kind.SEQUENCE for name in chain.modalities)
     missing = missing_parts(model, sorted(parts), has_text)
     return Cost(passes, sum(n for _, n in tokens), weights, activations, missing)
+
+
+def advise_bfloat16(model: ModelFiles) -> str:
+    """A sentence where a model is faster in bfloat16 on this machine's CPU than in float32; else ""."""
+    start = b""
+    with suppress(OSError), open_file(CPU_INFO) as file:
+        start = file.read(1 << 14)  # the first processor
+    words = set(start.decode(errors="replace").split())
+    if not words & BFLOAT16_UNITS or sum(one.num_elements for one in model.tensors.values()) < _FASTER_FROM:
+        return ""
+    return f"`dtype=bfloat16` makes {model.name} faster on this CPU than float32; it rounds more coarsely"
 
 
 @dataclass(frozen=True, slots=True)

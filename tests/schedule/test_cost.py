@@ -12,8 +12,9 @@ from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.schedule.cost import estimate, tokenizer_bytes
+from fourm.schedule.cost import advise_bfloat16, estimate, tokenizer_bytes
 from fourm.schedule.plan import parse_chain
+from tests import headers
 from tests.headers import seven
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,3 +166,24 @@ def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Pat
     transformer = weights("--cond none --targets tok_depth", decode=False)
     assert weights("--cond rgb --targets tok_depth") - transformer == decoder
     assert both > max(encoder, decoder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_elements", "is_advised"),
+    [
+        ("fpu avx512f avx512_bf16", 50_000_000, True),
+        ("fpu amx_tile amx_bf16", 50_000_000, True),
+        ("fpu avx512f avx512_vnni", 50_000_000, False),
+        ("fpu avx512f avx512_bf16", 49_999_999, False),
+        (None, 50_000_000, False),
+    ],
+)
+def test_bfloat16_is_advised_for_large_models_on_cpus_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, num_elements: int, is_advised: bool
+) -> None:
+    monkeypatch.setattr("fourm.schedule.cost.CPU_INFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    model = find_model(headers.write_model(tmp_path / "m", headers.SEVEN, headers.SEVEN, num_elements))
+    assert bool(advise_bfloat16(model)) == is_advised
+    assert not advise_bfloat16(find_model("demo"))
