@@ -67,9 +67,11 @@ from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
 from fourm.output.samples import load_run
+from fourm.runs.background import BESIDE, ahead, in_threads
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 
+Inputs = dict[str, list[Tensor]]  # by modality, for each crop of a sample
 _FIT = {"fit": "crop"}  # where a record of tokens says nothing of it
 
 
@@ -253,28 +255,39 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
             write_text(request.out, path, text)
         elif not (is_new and create_text(request.out, path, text)):  # or another process was first
             _check_origin(run, row)
-    for first in range(0, len(found), size):
-        yield from _make_batch(run, found[first : first + size])
+    batches = [found[first : first + size] for first in range(0, len(found), size)]
+    read = ahead if device.type in BESIDE else map
+    for batch, inputs in zip(batches, read(partial(_read_batch, run), batches), strict=True):
+        yield from _make_batch(run, batch, inputs)
 
 
-def _make_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> Iterator[Event]:
-    """Read, tokenize and write some samples, one modality of all of them after the other."""
-    for one in batch:
+def _read_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> list[Inputs]:
+    """What tokenizers read of each sample."""
+    return [*in_threads(partial(_read, run), batch)]
+
+
+def _read(run: Tokenizing, one: Untokenized) -> Inputs:
+    """What tokenizers read of a sample; its problems are noted in it."""
+    inputs = Inputs()
+    try:
+        one.crops = None if one.problems else _crops_of(run, one)
+    except SampleError as error:
+        one.problems.append(str(error))
+    for name, codec in run.codecs.items():
+        if codec.row not in one.rows or one.crops is None:
+            continue
         try:
-            one.crops = None if one.problems else _crops_of(run, one)
+            inputs[name] = _inputs_of(codec, one.sample, one.crops)
         except SampleError as error:
-            one.problems.append(str(error))
-    for codec in run.codecs.values():
-        ready = list[tuple[Untokenized, list[Tensor]]]()
-        for one in batch:
-            if codec.row not in one.rows or one.crops is None:
-                continue
-            try:
-                ready.append((one, _inputs_of(codec, one.sample, one.crops)))
-            except SampleError as error:
-                path, text = one.sample.files[codec.row.name], str(error)
-                one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
-        if ready:
+            path, text = one.sample.files[name], str(error)
+            one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
+    return inputs
+
+
+def _make_batch(run: Tokenizing, batch: Sequence[Untokenized], inputs: Sequence[Inputs]) -> Iterator[Event]:
+    """Tokenize and write what was read of some samples, one modality of all of them after the other."""
+    for name, codec in run.codecs.items():
+        if ready := [(one, read[name]) for one, read in zip(batch, inputs, strict=True) if name in read]:
             yield from _make_tokens(run, codec, ready)
     for one in batch:
         key, paths = one.sample.key.text, tuple(run.path(row.name, one.sample.key) for row in one.rows)
