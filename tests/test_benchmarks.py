@@ -183,5 +183,7 @@ def test_a_device_is_busy_while_a_command_works() -> None:
         f"2026/11/28 08:00:0{second}.500, {percent}"
         for second, percent in enumerate((0, 0, 99, 80, 100, 60, 0))
     ]
-    assert busy_share("\n".join([*lines, "2026/11/28 08:00:04.900, [N/A]"]), began, stages) == pytest.approx(0.8)
+    assert busy_share("\n".join([*lines, "2026/11/28 08:00:04.900, [N/A]"]), began, stages) == pytest.approx(
+        0.8
+    )
     assert busy_share("", began, stages) is None
