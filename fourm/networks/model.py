@@ -27,6 +27,7 @@ from fourm.networks.layers import (
     sincos_2d,
     token_table,
 )
+from fourm.networks.linears import floats_of
 from fourm.networks.state import Batch, Slot
 
 DecoderCache = tuple[KVCache, ...]  # one for each block
@@ -170,7 +171,7 @@ class Head(nn.Module):
         """
         if y.device.type != "cuda" or y.dtype == torch.float32 or not _HAS_WIDE_SUMS:
             return self.to_logits(y)
-        weight = self.to_logits.weight.t()
+        weight = floats_of(self.to_logits, y.dtype).t()
         return torch.mm(y.flatten(0, 1), weight, out_dtype=torch.float32).view(*y.shape[:2], -1)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.errors import FourMError, UsageError
-from fourm.hub.header import AUTO, DTYPES, TokenizerPart
+from fourm.hub.header import AUTO, DTYPES, FULL, TokenizerPart, Weights
 from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
 from fourm.networks.memory import (
     free_memory,
@@ -107,6 +107,14 @@ def advise_dtype(request: Request) -> str:
     return advise_bfloat16(request.model) if is_cpu and not is_bound else ""
 
 
+def resolve_weights(request: Request) -> Weights:
+    """How the weights of a run are kept: as asked, of the run that it continues or follows, or full."""
+    if request.weights is not None:
+        return request.weights
+    before = request.joined_record() or request.origin
+    return FULL if before is None else before.weights
+
+
 def fit_batch_size(request: Request, device: torch.device) -> int:
     """The batch size that is asked for; that of the run that is joined or continued; or a power of two.
 
@@ -174,7 +182,7 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
     tokenizer_rows = min(size, rows_at_once(device))
     return estimate(
         request.chain, request.model, request.dtype, size, request.decode, tokenizer_rows,
-        choose_rows(request, device),
+        choose_rows(request, device), request.weights or FULL,
     )  # fmt: skip
 
 
