@@ -83,8 +83,7 @@ def generate(
     if replay is not None:
         _check_replay({
             **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
-            "options of a schedule": schedule, "--dtype": machine.dtype,
-            "--weights": weights,
+            "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights,
             "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
         make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
@@ -107,8 +106,7 @@ def generate(
         seed=seed if seed is not None else run_settings.seed or 0,
         only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
     )]  # fmt: skip
-    if sr_run:
-        requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=()))
+    requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
     _make(requests, dataset, report, dry_run)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
-from fourm.hub.header import TokenizerPart, read_header
+from fourm.hub.header import TokenizerPart, is_int8, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.linears import Int8Linear
 from fourm.schedule.cost import advise_bfloat16, estimate, tokenizer_bytes
 from fourm.schedule.plan import parse_chain
 from tests import headers
@@ -109,6 +111,12 @@ def test_weights_are_counted_as_they_are_loaded(tiny: Path) -> None:
     counted = estimate(chain, model, decode=False).weights
     assert counted == sum(t.numel() * t.element_size() for t in state.values())
     assert estimate(chain, model, "bfloat16", decode=False).weights * 2 == counted
+    layers = [one for one in load_model(model, weights="int8").modules() if isinstance(one, Int8Linear)]
+    plain = [one for name, one in load_model(model).named_modules() if is_int8(f"{name}.weight", (1, 1))]
+    rounded = sum(layer.in_features * layer.out_features for layer in layers)
+    saved = 3 * rounded - 4 * sum(layer.out_features for layer in layers)
+    assert len(layers) == sum(isinstance(one, nn.Linear) for one in plain) > 10
+    assert estimate(chain, model, decode=False, weights="int8").weights == counted - saved
     for key, path in model.tokenizers.items():
         for width, dtype in ((4, torch.float32), (2, torch.bfloat16)):
             state = load_tokenizer(path, dtype=dtype, part=TokenizerPart.DECODER).state_dict()
