@@ -74,7 +74,7 @@ def validate(
     rows = dict.fromkeys(what for table in tables for what in table)
     print_table(columns, [(what, *(table.get(what, "") for table in tables)) for what in rows])
     may_be_cpu = settings.run.device in (None, "auto", "cpu")
-    if width == AUTO and may_be_cpu and (advice := advise_bfloat16(stages[0][0])):
+    if width == AUTO and may_be_cpu and (advice := advise_bfloat16(*stages[0])):
         note(advice)
     if names := [part.name for *_, cost in costs for part in cost.missing]:
         note(f"`fourm download {' '.join(names)}` fetches what is not here")

@@ -104,7 +104,7 @@ def advise_dtype(request: Request) -> str:
     """A sentence where another dtype would be faster for a run that may still have any; else ""."""
     is_bound = request.dtype != AUTO or request.origin is not None or request.joined_record() is not None
     is_cpu = choose_device(request.device, request.world).type == "cpu"
-    return advise_bfloat16(request.model) if is_cpu and not is_bound else ""
+    return advise_bfloat16(request.model, request.chain) if is_cpu and not is_bound else ""
 
 
 def resolve_weights(request: Request) -> Weights:

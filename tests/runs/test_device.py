@@ -250,7 +250,7 @@ def test_a_folder_of_another_dtype_goes_on_in_it_from_python_too(tiny: Path, tmp
 def test_a_faster_dtype_is_advised_where_the_run_may_still_have_it(
     monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fourm.runs.device.advise_bfloat16", lambda model: model.name)
+    monkeypatch.setattr("fourm.runs.device.advise_bfloat16", lambda model, _: model.name)
     model = find_model(tiny)
     chain = parse_chain("--cond none --targets tok_rgb --steps 1", model)
     request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path / "o", decode=False)

@@ -193,5 +193,7 @@ def test_bfloat16_is_advised_for_large_models_on_cpus_that_multiply_it(
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
     model = find_model(headers.write_model(tmp_path / "m", headers.SEVEN, headers.SEVEN, num_elements))
-    assert bool(advise_bfloat16(model)) == is_advised
-    assert not advise_bfloat16(find_model("demo"))
+    pictures = parse_chain("--targets tok_clip-tok_rgb", model)
+    assert bool(advise_bfloat16(model, pictures)) == is_advised
+    assert not advise_bfloat16(model, parse_chain("--cond tok_rgb --targets caption", model))
+    assert not advise_bfloat16(find_model("demo"), parse_chain("--targets tok_rgb", find_model("demo")))
