@@ -63,7 +63,7 @@ def follow(command: list[str], log: Path, output: IO[str] | None = None) -> list
 
     What it prints goes to `output`, by default to the terminal.
     """
-    stages, events, read = [Stage("start Python and torch")], list[dict[str, object]](), 0
+    stages, is_decoding, read = [Stage("start Python and torch")], False, 0
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=output, stderr=output) as process:
         while process.poll() is None:
@@ -72,11 +72,15 @@ def follow(command: list[str], log: Path, output: IO[str] | None = None) -> list
             stages[-1].peak, began = max(stages[-1].peak, resident(process.pid)), now
             lines = log.read_text().splitlines() if log.exists() else []
             for line in lines[read:]:
-                events.append(json.loads(line))
-                name = stage_after(events[-1])
+                event = json.loads(line)
+                name = stage_after(event)
+                if event["event"] == "step":
+                    is_decoding = name != "turn tokens into values"
+                elif is_decoding and event["event"] != "finished":
+                    continue  # on a GPU: of the batch before, which is saved meanwhile
                 if name == "next":
                     name = "decode the next target"
-                if events[-1]["event"] != "started" and name != stages[-1].name:
+                if event["event"] != "started" and name != stages[-1].name:
                     stages.append(Stage(name))
             read = len(lines)
             time.sleep(POLL)

@@ -1,6 +1,7 @@
 """Round trips by the command line alone: picture -> everything -> picture, against the truth.
 
-    python -m demo.roundtrip [--count 200] [--dtype bfloat16] [--back caption ...] [--work FOLDER]
+    python -m demo.roundtrip [--count 200] [--dtype bfloat16] [--weights int8] [--back caption ...]
+                             [--work FOLDER]
 
 Each arrow is a `fourm` command of its own that reads the folder which the one before it wrote; nothing is
 handed over in memory. The truth comes from `demo.dataset`. Pictures are judged by `demo.readback`.
@@ -40,9 +41,9 @@ def fourm(*words: object) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(work: Path, count: int, dtype: str, names: Sequence[str]) -> dict[str, float]:
+def measure(work: Path, count: int, dtype: str, weights: str, names: Sequence[str]) -> dict[str, float]:
     """Every way there, and back from these conditions, and how right each end of it is."""
-    options = ("--dtype", dtype)
+    options = ("--dtype", dtype, "--weights", weights)
     scenes = scenes_of(count)
     keys = write_dataset(work / "truth", scenes)
     words = ("--data", work / "truth", "--cond", "rgb", "--targets", "all")
@@ -184,12 +185,13 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--weights", default="full")
     parser.add_argument("--back", nargs="*", default=BACK, choices=BACK)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(args.work or Path(folder), args.count, args.dtype, args.back)
+        result = measure(args.work or Path(folder), args.count, args.dtype, args.weights, args.back)
     if args.json:
         print(json.dumps(result, indent=1))
         return

@@ -42,7 +42,8 @@ def generate(
     *, inputs: given.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
     sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
     num_variations: int | None = None, seed: int | None = None, fit: str | None = None,
-    out: Path | None = None, writing: options.Writing, dry_run: bool = False, report: options.Report,
+    weights: str | None = None, out: Path | None = None, writing: options.Writing, dry_run: bool = False,
+    report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -72,9 +73,10 @@ def generate(
     files = _with_parts(find_model(name if model is None else model), machine, run_settings)
     if replay is not None:
         _check_replay({
-            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations, "--fit": fit,
-            "options of a schedule": schedule, "--dtype": machine.dtype, "--sr-model": sr_model,
-            "configuration files": configs.paths, **writing.named()})  # fmt: skip
+            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
+            "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights,
+            "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
+        })  # fmt: skip
         make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
         make(*_repeat(replay, files, make_request), report, dry_run)
         return
@@ -93,10 +95,9 @@ def generate(
     requests = [make_request(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
         num_variations=variations, seed=seed if seed is not None else run_settings.seed or 0,
-        only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit),
+        only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
     )]  # fmt: skip
-    if sr_run:
-        requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=()))
+    requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
     make(requests, dataset, report, dry_run, sharded)
 
 
@@ -113,8 +114,8 @@ def generate(
 def sr(
     *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
     machine: options.Machine, config: Path | None = None, sr_config: Path | None = None,
-    num_variations: int | None = None, seed: int | None = None, out: Path | None = None,
-    writing: options.Writing, report: options.Report,
+    num_variations: int | None = None, seed: int | None = None, weights: str | None = None,
+    out: Path | None = None, writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -153,7 +154,7 @@ def sr(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
-        dtype=machine.dtype or AUTO,
+        dtype=machine.dtype or AUTO, weights=weights,
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
@@ -324,7 +325,7 @@ def _repeat(
         make_request(
             model=model, chain=chain, samples=samples, num_variations=base.num_variations,
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
-            compile=record.compile,
+            compile=record.compile, weights=record.weights,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
             detokenizer_solver=record.detokenizer_solver,
             blend=record.blend, fit=record.fit, restore=record.restore,

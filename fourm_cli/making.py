@@ -94,8 +94,10 @@ def make(
         from fourm.runs.pipeline import check, check_weights, run
 
         if sharded is not None:
+            _note_dtype(request, report)
             return [sharded.begin(requests)]
         runs = _with_sr(requests)
+        _note_dtype(request, report)
         for sr_run in runs[1:]:
             job = check(sr_run)  # what is wrong with it is said before the first begins
             if job.request.overwrite or not (request.out / job.request.record).exists():
@@ -124,6 +126,14 @@ def make(
         raise
     finally:
         remove_empty(made)  # where a mistake came to light later
+
+
+def _note_dtype(request: "Request", report: options.Report) -> None:
+    """Say where another dtype would be faster. It depends on the device, so torch is imported."""
+    from fourm.runs.device import advise_dtype
+
+    if not report.quiet and request.world.group_rank == 0 and (advice := advise_dtype(request)):
+        note(f"note: {advice}")
 
 
 def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> str:
@@ -174,6 +184,7 @@ def _print_plan(
         _print_shards(requests[0], sharded, report)
         return
     plans = [plan(one) for one in _with_sr(requests)]
+    _note_dtype(requests[0], report)
     if report.as_json:
         said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})

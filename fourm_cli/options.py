@@ -16,7 +16,7 @@ from fourm.data.opening import local_name, local_path, no_folder, output_path
 from fourm.data.shards import SHARD_SIZE
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
-from fourm.hub.header import AUTO, DTYPES
+from fourm.hub.header import AUTO, DTYPES, FULL, WEIGHTS
 from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.output.record import FILES, FORMATS
 from fourm.schedule.configs import find_config, list_configs, option_of
@@ -127,6 +127,13 @@ def parse_dtype(text: str) -> str:
     return DTYPES[text].name
 
 
+def parse_weights(text: str) -> str:
+    """How the weights of the transformer are kept."""
+    if text not in WEIGHTS:
+        raise UsageError(f"--weights: '{text}' is not one of {', '.join(WEIGHTS)}{near_match(text, WEIGHTS)}")
+    return text
+
+
 def parse_device(text: str) -> str:
     """The name of a device that may exist."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
@@ -151,8 +158,12 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "float32, tf32 (NVIDIA: coarser, faster), bfloat16 or float16; auto: bfloat16 on GPUs that have it, "
         "else float32.", "NAME", MODEL, show_default=AUTO, parser=parse_dtype,
         autocompletion=one_of(*(dtype.name for dtype in DTYPES.values()))),
-    "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
-                        autocompletion=one_of("sdpa", "xformers")),
+    "attention": option(
+        "sdpa or, on NVIDIA GPUs: xformers, with the extra 'fast'; varlen, in 16 bits: rows of a batch "
+        "without padding.", "KERNEL", MODEL, autocompletion=one_of("sdpa", "xformers", "varlen")),
+    "weights": option(
+        "full, or int8: less memory, faster texts on CPUs; results change.", "NAME", MODEL, show_default=FULL,
+        parser=parse_weights, autocompletion=one_of(*WEIGHTS)),
     "compile_blocks": option(
         "Let torch's compiler make the blocks of networks; pays in long runs.", None, MODEL, "--compile"),
     "config": config_option(

@@ -103,6 +103,7 @@ class Tally:
     counts: Counter[type[Event]] = field(default_factory=Counter)
     tokens: int = 0
     decoded: float = 0.0  # results; one that is being decoded counts as the fraction that is done
+    ended: int = 0  # results whose last step is done
     decoding_seconds: float = 0.0  # inside decoding steps
     evaluations: int = 0  # diffusion steps times the samples of each
     detokenizing_seconds: float = 0.0  # inside diffusion steps
@@ -121,8 +122,10 @@ class Tally:
                     self.begun = self.clock() - event.seconds
                 self.tokens += event.fixed
                 self.decoding_seconds += event.seconds
-                # An autoregressive target has an event for each token.
-                self.decoded = self.done + len(event.keys) * event.share
+                # A text has an event for each token. A batch may be saved during the next one.
+                self.decoded = max(self.done, self.ended) + len(event.keys) * event.share
+                is_over = event.fixed == 0 or event.scheme != "autoregressive"
+                self.ended += len(event.keys) if is_over and event.step + 1 == event.steps else 0
             case Detokenized():
                 self.step = event
                 self.evaluations += len(event.keys)

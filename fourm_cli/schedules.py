@@ -9,7 +9,7 @@ import typer
 
 from fourm.data.opening import local_path
 from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
-from fourm.hub.header import AUTO
+from fourm.hub.header import AUTO, FULL
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.help import help_of, show_group
@@ -37,7 +37,7 @@ def schedule(*, context: typer.Context) -> None:
 @with_options()
 def validate(
     *, schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
-    dtype: str | None = None, configs: ConfigFiles, as_json: bool = False,
+    dtype: str | None = None, weights: str | None = None, configs: ConfigFiles, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Check a schedule against a model and say what the run will cost.
 
@@ -45,10 +45,12 @@ def validate(
         fourm schedule validate --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule validate --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
+    from fourm.schedule.cost import advise_bfloat16
+
     settings, stages = _plan(schedule, configs, model, sr_model)
     width = dtype or settings.run.dtype or AUTO
     stages = [(files, chain.expected()) for files, chain in stages]
-    costs = _costs(settings, stages, width)
+    costs = _costs(settings, stages, width, weights or FULL)
     if as_json:
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
@@ -71,6 +73,9 @@ def validate(
     columns = ("what", "how much", "super-resolution")[: 1 + len(tables)]
     rows = dict.fromkeys(what for table in tables for what in table)
     print_table(columns, [(what, *(table.get(what, "") for table in tables)) for what in rows])
+    may_be_cpu = settings.run.device in (None, "auto", "cpu")
+    if width == AUTO and may_be_cpu and (advice := advise_bfloat16(*stages[0])):
+        note(advice)
     if names := [part.name for *_, cost in costs for part in cost.missing]:
         note(f"`fourm download {' '.join(names)}` fetches what is not here")
 
@@ -144,7 +149,7 @@ def _plan(
 
 
 def _costs(
-    settings: Settings, stages: "Sequence[tuple[ModelFiles, Chain]]", dtype: str
+    settings: Settings, stages: "Sequence[tuple[ModelFiles, Chain]]", dtype: str, weights: str
 ) -> "list[tuple[ModelFiles, Chain, Cost]]":
     """Stages with their costs; what is to be fetched is named where it is needed first."""
     from fourm.hub.cache import find_cached
@@ -153,7 +158,7 @@ def _costs(
     prompts, found, named = CATALOGUE["parti-prompts"], [], list[Entry]()
     lacks_prompts = settings.run.data_path == PARTI and find_cached(prompts) is None
     for files, chain in stages:
-        cost = estimate(chain, files, dtype)
+        cost = estimate(chain, files, dtype, weights=weights)
         missing = (*cost.missing, prompts) if lacks_prompts else cost.missing
         own = tuple(part for part in missing if part not in named)
         named += own

@@ -96,10 +96,18 @@ class Graph:
                         old.held.copy_(now)
 
 
+class Stream:
+    """A CUDA stream; without a device, it is on the first one."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda:0")
+
+
 @contextmanager
-def capture(graph: Graph, pool: str | None, capture_error_mode: str) -> Iterator[None]:
+def capture(graph: Graph, pool: str | None, stream: Stream, capture_error_mode: str) -> Iterator[None]:
     """Capture what is called within this context."""
     assert pool in (None, "pool")
+    assert stream.device == Gpu.active().device  # what another device does is not captured
     assert capture_error_mode == "thread_local"  # other threads may use the device
     Graph.captures += 1
     Gpu.active().captured.graph = graph
@@ -274,6 +282,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "graph", capture)
+        patch.setattr(torch.cuda, "Stream", Stream)
         patch.setattr(torch.cuda, "get_device_name", lambda _=None: "emulated")
         patch.setattr(torch.cuda, "mem_get_info", lambda _=None: (80 << 30, 80 << 30))
         patch.setattr(torch.backends.mps, "is_available", lambda: gpu.device.type == "mps")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import nn
 from benchmarks import detokenize
 from benchmarks.gpu import compare
 from benchmarks.gpu.bench import Bench, Cases, count_operations
-from benchmarks.gpu.commands import count_results
+from benchmarks.gpu.commands import busy_share, count_results
 from benchmarks.gpu.driver import PARTS, Run
 from benchmarks.gpu.report import Report
+from benchmarks.released import Stage
 from fourm.networks.linears import packed_layer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,3 +168,22 @@ def test_solvers_are_compared_for_any_tokenizer(
         assert all(20 < float(row[3]) < 120 for row in rows[1:])
         kept = json.loads(file.read_text(encoding="utf-8"))["rows"]
         assert [f"{row[f'to DDIM {detokenize.BEST}']:.2f}" for row in kept] == [row[3] for row in rows]
+
+
+def test_a_device_is_busy_while_a_command_works() -> None:
+    """Samples before, while loading and at the end do not count, nor do lines of another kind."""
+    began = datetime(2026, 11, 28, 8, 0).timestamp()
+    stages = [
+        Stage("start Python and torch", 2.0),
+        Stage("load weights", 1.0),
+        Stage("decode tok_rgb@64", 2.0),
+    ]
+    stages += [Stage("write", 1.0), Stage("end", 1.0)]
+    lines = [
+        f"2026/11/28 08:00:0{second}.500, {percent}"
+        for second, percent in enumerate((0, 0, 99, 80, 100, 60, 0))
+    ]
+    assert busy_share("\n".join([*lines, "2026/11/28 08:00:04.900, [N/A]"]), began, stages) == pytest.approx(
+        0.8
+    )
+    assert busy_share("", began, stages) is None

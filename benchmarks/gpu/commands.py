@@ -5,8 +5,12 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from shutil import which
 
 import torch
 
@@ -20,6 +24,14 @@ from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import load_model, load_tokenizer
 
+_NO_WORK = ("start Python and torch", "load weights", "end")
+_SAMPLES = (
+    "nvidia-smi",
+    "--query-gpu=timestamp,utilization.gpu",
+    "--format=csv,noheader,nounits",
+    "-lms",
+    "100",
+)
 _RESULT = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
 
 
@@ -122,7 +134,7 @@ def generate_base(bench: Bench) -> Cases:
         options += ["--steps", "2-2", "--detokenizer-steps", "2"]
     return {
         f"4m-7-b bfloat16, {count} prompts": partial(_generate, bench, "4m-7-b", count, options)
-        for count in ((2,) if bench.quick else (1, 16))
+        for count in ((2,) if bench.quick else (1, 16, 256))  # the last one has several batches
     }
 
 
@@ -135,13 +147,46 @@ def _generate(bench: Bench, model: str, count: int, options: list[str]) -> Value
     command += ["--targets", "tok_clip-tok_rgb", "--device", bench.device, "--log-json", str(log), *options]
     command += ["--out", str(bench.work / f"{name}-out")]
     with (bench.work / f"{name}.out").open("w+", encoding="utf-8") as output:
+        began, samples = time.time(), bench.work / f"{name}.busy"
         try:
-            stages = merged(follow(command, log, output))
+            with _sampled(bench, samples):
+                stages = follow(command, log, output)
         except SystemExit as error:
             output.seek(0)
             said = (output.read().strip().splitlines() or [""])[-1]
             raise RuntimeError(f"exit code {error.code}: {said}") from None
-    return _summary({stage.name: stage for stage in stages}, count)
+    busy = busy_share(samples.read_text("utf-8"), began, stages) if samples.exists() else None
+    return {**_summary({stage.name: stage for stage in merged(stages)}, count), "device busy": busy}
+
+
+@contextmanager
+def _sampled(bench: Bench, path: Path) -> Iterator[None]:
+    """Samples of how busy the first GPU is go to a file; none where nvidia-smi is missing."""
+    if not (bench.on_gpu and which(_SAMPLES[0])):
+        yield
+        return
+    with path.open("w", encoding="utf-8") as file, subprocess.Popen(_SAMPLES, stdout=file) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def busy_share(text: str, began: float, stages: Sequence[Stage]) -> float | None:
+    """The share of time with a kernel on the device while a command worked, without start, loading and end.
+
+    text: samples of nvidia-smi, a time and a percentage each. began: when the first stage did, in seconds.
+    """
+    working, found = list[tuple[float, float]](), list[float]()
+    for stage in stages:
+        working += [] if stage.name in _NO_WORK else [(began, began + stage.seconds)]
+        began += stage.seconds
+    for line in text.splitlines():
+        moment, _, percent = line.partition(", ")
+        if percent.strip().isdigit():
+            at = datetime.strptime(moment, "%Y/%m/%d %H:%M:%S.%f").timestamp()
+            found += [float(percent) / 100] if any(first <= at < last for first, last in working) else []
+    return sum(found) / len(found) if found else None
 
 
 def _summary(stages: dict[str, Stage], count: int) -> Values:

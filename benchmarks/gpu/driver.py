@@ -28,6 +28,7 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "4m-xl": ("benchmarks.gpu.pictures:xl", 90.0),
     "generate demo": ("benchmarks.gpu.commands:generate_demo", 30.0),
     "detokenize": ("benchmarks.gpu.tokenizers:detokenize", 40.0),
+    "attention": ("benchmarks.gpu.packing:packing", 25.0),
     "precision": ("benchmarks.gpu.pictures:precision", 30.0),
     "profile": ("benchmarks.gpu.profile:where", 40.0),
     "load": ("benchmarks.gpu.commands:load", 45.0),

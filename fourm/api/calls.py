@@ -48,6 +48,7 @@ class LoadedModels:
             base = self.base
             self.sr_models[name] = LoadedModel(
                 find_sr(base.files, name), base.device, base.dtype, base.attention, base.compile,
+                base.weights,
                 tokenizers=base.tokenizers, lock=base.lock,
             )  # fmt: skip
         return self.sr_models[name]
@@ -150,7 +151,8 @@ def _request(
         base.files, chain, samples, num_variations=own.get("variations", 1),
         seed=own.get("seed", 0),
         device=str(base.device), dtype=base.dtype, attention=base.attention,
-        compile=base.compile, batch_size=own.get("batch_size"), decode=own.get("decode", True),
+        compile=base.compile, weights=base.weights,
+        batch_size=own.get("batch_size"), decode=own.get("decode", True),
         blend=own.get("blend", True), fit=own.get("fit", "crop"),
         restore=own.get("restore", False),
         detokenizer_steps=own.get("detokenizer_steps"), detokenizer_solver=own.get("detokenizer_solver"),

@@ -23,10 +23,10 @@ from fourm.data.opening import output_path, path_text
 from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
-from fourm.hub.header import AUTO
-from fourm.inputs.request import Request, World, check_attention, check_seed
+from fourm.hub.header import AUTO, FULL, Weights
+from fourm.inputs.request import Request, World, check_attention, check_kept_weights, check_seed
 from fourm.networks.precision import check_compiler, choose_dtype
-from fourm.runs.device import choose_device, resolve_dtype
+from fourm.runs.device import choose_device, resolve_dtype, resolve_weights
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import run as run_request
@@ -186,19 +186,22 @@ _LOADED, _LOADING = list[Model](), Lock()  # models that are not closed
 def load(
     name: str | os.PathLike[str] = DEMO, *, device: str = "auto", dtype: str = AUTO,
     sr: str | bool | None = None, tokenizers: Mapping[str, str] | None = None, attention: str = "sdpa",
-    compile: bool = False,
+    compile: bool = False, weights: Weights = FULL,
 ) -> Model:  # fmt: skip
     """A model by its short name, Hub id, folder or .safetensors file, on a device.
 
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". dtype: "auto" (bfloat16 on
     NVIDIA GPUs that have it, else float32), "float32", "tf32", "bfloat16" or "float16". sr: True, or the name
     of a model: all calls do super-resolution too. tokenizers: others than the model's own, by key
-    (`{"rgb": "tok-rgb"}`). attention: "sdpa" or "xformers".
+    (`{"rgb": "tok-rgb"}`). attention: "sdpa", "xformers" or "varlen".
     compile: torch's compiler makes the blocks of the networks, which takes a minute and changes last bits.
+    weights: "full", or "int8": the matrices of the transformer are rounded to whole numbers from -127 to 127,
+    in a quarter of the memory of float32; results change.
     Equal arguments give the model that is loaded already, unless it was closed or its files have changed.
     UsageError: an unknown name or setting; MissingError: what is not on this machine, and how to get it.
     """
     check_attention(attention)
+    check_kept_weights(weights)
     if not isinstance(tokenizers or {}, Mapping):
         raise UsageError(f"tokenizers: a {type(tokenizers).__name__}, where names by their keys belong")
     files = with_parts(find_model(path_text(name)), dict(tokenizers or {}))
@@ -208,13 +211,13 @@ def load(
     status = files.weights.stat()
     identity = status.st_mtime_ns, status.st_size, status.st_ino
     if compile:
-        check_compiler(place)
-    made_from = (files, place, dtype, sr, attention, compile, *identity)
+        check_compiler(place, weights)
+    made_from = (files, place, dtype, sr, attention, compile, weights, *identity)
     with _LOADING:
         for model in _LOADED:
             if model._made_from == made_from:
                 return model
-        models = LoadedModels(LoadedModel(files, place, dtype, attention, compile), sr)
+        models = LoadedModels(LoadedModel(files, place, dtype, attention, compile, weights), sr)
         if sr is not None and sr is not False:
             models.sr_model(None if sr is True else path_text(sr))  # a mistake in its name is told now
         _LOADED.append(Model(models, made_from))
@@ -243,13 +246,15 @@ def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]
     """
     if isinstance(model, str):
         how = {name: getattr(request, name) for name in ("device", "attention", "compile")}
-        model = load(model, dtype=resolve_dtype(request, choose_device(request.device, World())), **how)
+        dtype = resolve_dtype(request, choose_device(request.device, World()))
+        model = load(model, dtype=dtype, weights=resolve_weights(request), **how)
     if model is None:
         return run_request(request)
     loaded = model._models.base
     if request.model != loaded.files:
         raise UsageError(f"the request is for {request.model.name}, not for {model.name}, which is loaded")
     request = replace(
-        request, device=model.device, dtype=model.dtype, attention=loaded.attention, compile=loaded.compile
-    )
+        request, device=model.device, dtype=model.dtype, attention=loaded.attention, compile=loaded.compile,
+        weights=loaded.weights,
+    )  # fmt: skip
     return run_request(request, loaded)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fourm.decoding.sampling import guide
 from fourm.decoding.steps import Shapes, shapes_of
+from fourm.networks.attention import is_packed
 from fourm.networks.model import Context, DecoderCache, Embedded, FourM
 from fourm.networks.state import Batch, stack_batches
 from fourm.schedule.chain import Step
@@ -17,7 +18,8 @@ from fourm.schedule.chain import Step
 class Branches:
     """Asks the network."""
 
-    network: FourM  # tests pass a fake with reads, embed, encode, encode_embedded, decode and start_cache
+    # Tests pass a fake with reads, attention, embed, encode, encode_embedded, decode and start_cache.
+    network: FourM
     plain: bool = False  # True: the slow reference path; branches run one by one, without cache and padding
 
     def shapes(self, device: torch.device) -> Shapes:
@@ -35,15 +37,16 @@ class Branches:
 
     def encode_embedded(self, embedded: Embedded, known: list[int]) -> Context:
         """One padded batch of the base and all branches."""
-        device = next(iter(embedded.values()))[2].device if embedded else torch.device("cpu")
-        packs = not self.shapes(device).is_fixed
-        return self.network.encode_embedded(embedded, known, self.budget(embedded, known), packs)
+        return self.network.encode_embedded(embedded, known, *self.sizes(embedded, known))
 
-    def budget(self, embedded: Embedded, known: list[int]) -> int:
-        """Encoder tokens of each row."""
-        known_tensors = [one for _, _, one in embedded.values()]
-        device = known_tensors[0].device if known_tensors else torch.device("cpu")
-        return self.shapes(device).num_tokens(max(known), sum(one.shape[1] for one in known_tensors))
+    def sizes(self, embedded: Embedded, known: list[int]) -> tuple[int, int | None]:
+        """Encoder tokens of each row, and places for those of all rows where they are packed, else None."""
+        masks = [one for _, _, one in embedded.values()]
+        device = masks[0].device if masks else torch.device("cpu")
+        shapes, room, total = self.shapes(device), sum(one.shape[1] for one in masks), sum(known)
+        budget = shapes.num_tokens(max(known), room)
+        packs = is_packed(self.network.attention, device, total / (len(known) * budget or 1))
+        return budget, shapes.num_packed(known, room) if packs else None
 
     def logits(
         self, step: Step, positions: Tensor, ids: Tensor | None, contexts: list[Context],

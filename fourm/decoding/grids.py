@@ -116,9 +116,9 @@ class GridDecoder:
         """All that a step's work depends on besides tensors: their shapes, and what the host decides."""
         shapes = tuple((name, *(tuple(one.shape) for one in part)) for name, part in others.items())
         own = tuple(tuple(one.shape) for one in slot.tensors())
-        budget = self.branches.budget(others, known)
+        budget, room = self.branches.sizes(others, known)
         chain = self.chain.top_k, self.chain.top_p
-        return step.kind, chain, size, budget, min(known) == budget, min(known) == 0, shapes, own
+        return step.kind, chain, size, budget, room, min(known) == budget, min(known) == 0, shapes, own
 
     def _fix(
         self, slot: Slot, step: Step, size: int, ask: Callable[[Tensor, Tensor | None, Tensor], Tensor],

@@ -5,7 +5,7 @@ step is one function of tensors whose shapes are known.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,10 +33,15 @@ class Shapes:
 
     def num_tokens(self, known: int, room: int) -> int:
         """Encoder tokens of a row, of which `known` are known in the longest row and `room` at most."""
-        multiple = self.multiple
-        if self.is_fixed:
-            multiple *= math.ceil(room / (multiple * MOST_LENGTHS)) or 1
+        multiple = self._multiple(room)
         return math.ceil(known / multiple) * multiple
+
+    def num_packed(self, known: Sequence[int], room: int) -> int:
+        """Places for the encoder tokens of all rows, packed one after the other; see `num_tokens`."""
+        if not self.is_fixed:
+            return sum(known)
+        share = len(known) * self._multiple(room) // PARTS  # equally many sizes whatever the number of rows
+        return math.ceil(sum(known) / share) * share
 
     def num_places(self, limit: int) -> int:
         """Room for the tokens of a text, of which there are `limit` at most."""
@@ -52,9 +57,16 @@ class Shapes:
         shares = ASKED_OF_ALL if asks_all else ASKED_OF_FEW
         return next(size for share in shares if (size := math.ceil(length * share)) >= count)
 
+    def _multiple(self, room: int) -> int:
+        """What tokens of rows are padded to multiples of."""
+        if not self.is_fixed:
+            return self.multiple
+        return self.multiple * (math.ceil(room / (self.multiple * MOST_LENGTHS)) or 1)
+
 
 ORDER, DRAW = 0, 1  # independent streams of noise: for the order of positions, for drawing tokens
 MOST_LENGTHS = 12  # fixed shapes: different lengths of encoder rows
+PARTS = 2  # fixed shapes: packed rows have so many sizes for each of these lengths
 ASKED_OF_ALL, ASKED_OF_FEW = (1 / 4, 1 / 2, 3 / 4, 1), (1 / 16, 1 / 8, 1 / 4, 1)  # shares of a target
 # A vector register on CPUs (16 floats); elsewhere whole tiles of a matrix unit.
 SHAPES = {"cpu": Shapes(16, is_fixed=False, tokens_per_wait=1)}

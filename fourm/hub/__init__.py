@@ -12,8 +12,8 @@ PUBLIC = {
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": """ModelFiles check_tokenizers decodes_by_diffusion find_model find_sr is_unused missing_parts
         require_text_tokenizer resolve_tokenizer tokenizer_advice tokenizer_sizes weights_of with_parts""",
-    "header": """AUTO DTYPES IN_FLOAT32 LABELS_IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of diffuses
-        read_header""",
+    "header": """AUTO DTYPES FULL IN_FLOAT32 INT8 LABELS_IN_FLOAT32 TRAINING_BUFFERS WEIGHTS TensorInfo
+        TokenizerPart Weights config_of diffuses is_int8 read_header""",
     "remote": "Advanced Client Transfer Waiting",
     "sizes": "TokenizerSizes",
 }

@@ -5,13 +5,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
@@ -43,6 +43,18 @@ DTYPES: Mapping[str, Dtype] = {
     **dict.fromkeys(("bfloat16", "bf16"), Dtype("bfloat16", "bfloat16", 2)),
     **dict.fromkeys(("float16", "fp16"), Dtype("float16", "float16", 2)),
 }
+
+# How a transformer's weights are kept: in the dtype of the run, or those that `is_int8` names as int8.
+Weights = Literal["full", "int8"]
+FULL: Weights = "full"
+INT8: Weights = "int8"
+WEIGHTS = (FULL, INT8)
+_INT8_NAMES = re.compile(r"(?:(?:en|de)coder\.[0-9]+|decoder_embeddings\..*\.to_logits)\.")
+
+
+def is_int8(name: str, shape: Sequence[int]) -> bool:
+    """True for a tensor of a transformer that can be int8: a matrix of its blocks or of its logits."""
+    return len(shape) == 2 and _INT8_NAMES.match(name) is not None
 
 
 class TokenizerPart(Enum):

@@ -16,6 +16,7 @@ from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
+from fourm.hub.header import FULL, INT8
 from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import Source, kept_names, read_samples
@@ -316,6 +317,7 @@ class _PictureTexts:
             device_type="", attention="sdpa", decode=True, preview=0, places=(),
             fit="pad" if self.texts.get("fit") == "pad" else "crop",
             restore=self.texts.get("restore") == "1",
+            weights=INT8 if self.texts.get(prefix + "kept weights") == INT8 else FULL,
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
             detokenizer_solver=self.text("detokenizer solver"),
             blend=self.texts.get("blend") != "no",

@@ -14,7 +14,7 @@ from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
-from fourm.hub.header import AUTO
+from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
 from fourm.inputs.datasets import shows_part
 from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
@@ -29,7 +29,7 @@ MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim mor
 # Ways to decode by diffusion: a tokenizer's own steps, rows of `networks/tokenizers/solvers`, their spacings.
 SOLVERS = (DDIM, "dpm++", "dpm++1", "dpm++3", "unipc", "unipc3")
 SPACINGS = ("trailing", "leading", "linspace", "karras", "lu")
-ATTENTIONS = ("sdpa", "xformers")
+ATTENTIONS = ("sdpa", "xformers", "varlen")
 MAX_CROPS = 10_000
 # Fields of a request whose types are checked.
 _PLAIN = ("num_variations", "batch_size", "decode", "detokenizer_steps", "detokenizer_solver", "preview",
@@ -87,6 +87,8 @@ class Request:
     dtype: str = AUTO  # that of the run that is continued, else of the one before, else what suits the device
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
     compile: bool = False  # blocks run as torch's compiler makes them; last bits differ
+    # One of WEIGHTS. None: as in the run that is continued, else in the one before, else full.
+    weights: Weights | None = None
     decode: bool = True  # also write pictures and other values, not only tokens
     # Of tokenizers that decode by diffusion. None: that of the run that is continued, else the usual one.
     detokenizer_steps: int | None = None
@@ -155,6 +157,7 @@ class Request:
             to_type(_kinds(Request)[name], getattr(self, name), f"`{name}`", error=UsageError)
         check_seed(self.seed)
         check_attention(self.attention)
+        check_kept_weights(FULL if self.weights is None else self.weights)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.diffusion_steps <= MAX_DETOKENIZER_STEPS:
@@ -240,6 +243,13 @@ def check_attention(attention: str) -> None:
     if attention not in ATTENTIONS:
         near = near_match(str(attention), ATTENTIONS)
         raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+
+
+def check_kept_weights(weights: str) -> None:
+    """Refuse an unknown way to keep the weights of a transformer."""
+    if weights not in WEIGHTS:
+        near = near_match(str(weights), WEIGHTS)
+        raise UsageError(f"`weights`: '{weights}' is not one of {', '.join(WEIGHTS)}{near}")
 
 
 def check_solver(text: str) -> None:

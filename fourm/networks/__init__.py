@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "attention": "KVCache Mask set_attention",
+    "attention": "KVCache Mask check_kernel is_packed set_attention",
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
     "graphs": "Graphs",
     "layers": "compile_blocks",

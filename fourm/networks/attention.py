@@ -1,8 +1,9 @@
-"""Attention: its kernels, which keys may be read, where padding is left out, keys and values of texts."""
+"""Attention: its kernels, which keys may be read, rows packed without padding, keys and values of texts."""
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from fourm.errors import UsageError
 
-_ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
+_ALIGNED = 8  # kernels of GPUs want rows of heads and of masks to begin at multiples of so many numbers
+PACKED_BELOW = 0.9  # share of visible tokens below which it is faster on CPUs to leave the padding out
 # q (B, H, M, d), k and v (B, H, N, d), bias (broadcastable to (B, H, M, N), see `Mask`), causal.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
@@ -72,57 +74,136 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool)
     return out[..., :width].transpose(1, 2)
 
 
-_KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Which keys queries may read where rows are packed one after the other: those of their own row.
+
+    Sizes do not depend on the lengths of rows, which only the device has to know: what is behind the last row
+    fills up the shape, and its results mean nothing.
+    """
+
+    queries: Tensor  # (B + 1,) int32: where the queries of each row begin, then where those of the last end
+    keys: Tensor  # (B + 1,) int32: the same of the keys
+    most_queries: int  # of a row, at most
+    most_keys: int
+    seen: Tensor | None = None  # see `Mask`
+
+    def asked(self, count: int, seen: Tensor | None) -> "Rows":
+        """The same keys for `count` queries of each row."""
+        queries = torch.arange(len(self.keys), dtype=torch.int32, device=self.keys.device) * count
+        return Rows(queries, self.keys, count, self.most_keys, seen)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: (1, H, T, d) packed, or (B, H, K, d) with all K of each row; k, v: (1, H, T, d) packed."""
+        from torch.nn.attention.varlen import varlen_attn  # FlashAttention (Dao 2023, arXiv:2307.08691)
+
+        flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        # Only what torch 2.10 takes, too: it is not causal, and the scale is that of `sdpa`.
+        out = varlen_attn(
+            flat[0], flat[1], flat[2], self.queries, self.keys, self.most_queries, self.most_keys
+        )
+        return cast("Tensor", out).view(q.shape[0], q.shape[2], *q.shape[1::2]).transpose(1, 2)
+
+
+# What does the attention of padded rows.
+_KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers, "varlen": sdpa}
+
+
+def is_packed(name: str, device: torch.device, share: float) -> bool:
+    """Whether rows of which `share` of all places are visible are packed, or padded to the longest one.
+
+    name: the kernel that was asked for; `check_kernel` has refused what is not installed or does not support
+    the device and dtype.
+
+    - "varlen": packed wherever rows differ (share < 1), in all layers and in attention (see `Rows`).
+    - Else on a CPU: packed below `PACKED_BELOW`, as measured there. Layers skip the padding; for attention,
+      rows are padded again.
+    - Else: padded. GPUs get there by themselves as soon as a card has shown from which share on "varlen" is
+      faster than padded SDPA; part `attention` of benchmarks/gpu measures it.
+    """
+    if name == "varlen":
+        return share < 1
+    return device.type == "cpu" and share < PACKED_BELOW
+
+
+def check_kernel(name: str, device: torch.device, like: Tensor, width: int = 64) -> None:
+    """UsageError: a kernel is not installed, or does not support the device, dtype or width of heads.
+
+    like: of the dtype and on the device.
+    """
+    if name == "sdpa":
+        return
+    if device.type != "cuda":
+        raise UsageError(f"`attention={name}`: runs on NVIDIA GPUs only, not on '{device.type}'")
+    if name == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise UsageError("`attention=xformers`: not installed; pip install 'fourm[fast]' does it")
+    if name == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        raise UsageError("`attention=varlen`: needs torch 2.10 or newer")
+    if name == "varlen" and width % _ALIGNED:
+        raise UsageError(f"`attention=varlen`: heads have {width} numbers here; it takes multiples of 8")
+    what = f"has no kernel for {str(like.dtype).removeprefix('torch.')} on this GPU"
+    unsupported = UsageError(f"`attention={name}`: {what}; leave it out, or try another `dtype`")
+    if name == "varlen" and like.dtype not in (torch.bfloat16, torch.float16):
+        raise unsupported
+    x = like.new_zeros(1, 1, 8, width)
+    try:  # which GPUs and dtypes it serves depends on its build
+        if name == "varlen":
+            rows = Rows(starts := torch.arange(2, dtype=torch.int32, device=x.device) * 8, starts, 8, 8)
+            rows.attend(x, x, x)
+        else:
+            for bias in (None, x.new_zeros(1, 1, 1, 8)):
+                xformers(x, x, x, bias, False)
+    except (ImportError, OSError) as error:
+        raise UsageError(f"`attention={name}`: cannot be loaded; it was built for another torch") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise unsupported from error
 
 
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
-    """Let all attention of a network use "sdpa" or "xformers".
+    """Let all attention of a network use "sdpa", "xformers" or, for packed rows, "varlen".
 
-    UsageError: xFormers is not installed, or does not support the device or the network's dtype.
+    UsageError: see `check_kernel`.
     """
-    if name == "xformers":
-        if device.type != "cuda":
-            raise UsageError(f"`attention=xformers`: runs on NVIDIA GPUs only, not on '{device.type}'")
-        if importlib.util.find_spec("xformers") is None:
-            raise UsageError("`attention=xformers`: not installed; pip install 'fourm[fast]' does it")
-        like = next(network.parameters(), torch.empty(0))
-        try:  # which GPUs and dtypes it serves depends on its build
-            x = like.new_zeros(1, 1, 8, 64)
-            for bias in (None, x.new_zeros(1, 1, 1, 8)):
-                xformers(x, x, x, bias, False)
-        except (ImportError, OSError) as error:
-            what = "cannot be loaded; it was built for another torch"
-            raise UsageError(f"`attention=xformers`: {what}") from error
-        except NotImplementedError as error:
-            what = f"has no kernel for {str(like.dtype).removeprefix('torch.')} on this GPU"
-            raise UsageError(f"`attention=xformers`: {what}; leave it out, or try another `dtype`") from error
+    packs = hasattr(network, "attention")
+    if name != "varlen" or packs:  # others have rows of one length
+        check_kernel(name, device, next(network.parameters()), getattr(network, "head_width", 64))
+    if packs:
+        setattr(network, "attention", name)  # noqa: B010 - for the type checker it is a tensor
     for module in network.modules():
         if hasattr(module, "kernel"):
-            setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
+            setattr(module, "kernel", _KERNELS[name])  # noqa: B010
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packing:
     """Where the visible tokens of a batch stand: guided passes differ in length, and layers skip padding."""
 
-    taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N)
+    taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N), then of any others
     source: Tensor  # (B * N) int64, where each place finds its token; a hidden one finds any
     length: int  # N
+    rows: Rows | None  # for attention of packed rows; None: rows are padded again for it
 
     @staticmethod
-    def of(visible: Tensor, total: int) -> "Packing":
-        """The packing of visible (B, N) bool, of which `total` are True (known to the host beforehand)."""
-        flat = visible.flatten()
+    def of(visible: Tensor, total: int, has_rows: bool) -> "Packing":
+        """The packing of visible (B, N) bool into `total` places, of which at most so many are True."""
+        flat, length = visible.flatten(), visible.shape[1]
         taken = (~flat).to(torch.uint8).argsort(stable=True)[:total]
-        return Packing(taken, (flat.cumsum(dim=0) - 1).clamp_min(0), visible.shape[1])
+        source, rows = (flat.cumsum(dim=0) - 1).clamp_min(0), None
+        if has_rows:
+            starts = F.pad(visible.sum(dim=1).cumsum(dim=0), (1, 0)).to(torch.int32)
+            rows = Rows(starts, starts, length, length)
+        return Packing(taken, source, length, rows)
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, N, W) -> (T, W)."""
-        return x.flatten(0, 1).index_select(0, self.taken)
+        """(B, N, W) -> (T, W), with `rows` (1, T, W)."""
+        x = x.flatten(0, 1).index_select(0, self.taken)
+        return x if self.rows is None else x.unsqueeze(0)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(T, W) -> (B, N, W); what stands at a hidden place is finite and of no meaning."""
-        return x.index_select(0, self.source).view(-1, self.length, x.shape[-1])
+        """The opposite of `pack`; what stands at a hidden place is finite and of no meaning."""
+        return x.flatten(0, -2).index_select(0, self.source).view(-1, self.length, x.shape[-1])
 
 
 class KVCache:
@@ -146,17 +227,21 @@ class KVCache:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, causal: bool = False, kernel: Kernel = sdpa
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | Rows | None = None, causal: bool = False,
+    kernel: Kernel = sdpa,
+) -> Tensor:  # fmt: skip
     """Softmax attention over the keys that a mask lets queries read; None: over all.
 
-    q: (B, H, M, d); k, v: (B, H, N, d). causal: query i reads the keys 0 to i; then there is no mask. A query
-    that may read no key gets zeros, whatever the batch around it. Returns (B, H, M, d). All kernels give the
-    same but for rounding.
+    q: (B, H, M, d); k, v: (B, H, N, d); for packed rows see `Rows.attend`. causal: query i reads the keys 0
+    to i; then there is no mask. A query that may read no key gets zeros, whatever the batch around it.
+    Returns (B, H, M, d). All kernels give the same but for rounding.
     """
     if not (q.shape[2] and k.shape[2]):
         return torch.zeros_like(q)
-    out = kernel(q, k, v, None if mask is None else mask.bias, causal)
+    if isinstance(mask, Rows):
+        out = mask.attend(q, k, v)
+    else:
+        out = kernel(q, k, v, None if mask is None else mask.bias, causal)
     return out if mask is None or mask.seen is None else out.masked_fill(~mask.seen, 0)
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.files import ModelFiles, weights_of
-from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart, config_of, read_header
+from fourm.hub.header import FULL, INT8, TRAINING_BUFFERS, TokenizerPart, Weights, config_of, read_header
 from fourm.modalities.registry import Kind
-from fourm.networks.linears import packed_layer, weights_of_large_layers
+from fourm.networks.linears import Int8Linear, copied_weights, packed_layer, set_int8
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import VQConfig, read_config
@@ -34,11 +34,17 @@ _OPEN_BYTES = 32 << 20
 
 
 def load_model(
-    files: ModelFiles, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> FourM:
-    """The transformer of a model folder or file, ready for inference."""
+    files: ModelFiles, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+    weights: Weights = FULL,
+) -> FourM:  # fmt: skip
+    """The transformer of a model folder or file, ready for inference. weights: one of `WEIGHTS`."""
     model, sources = _fit_model(files)
-    return _filled(model, sources, files.weights, device, lambda _, tensor: tensor.to(device, dtype))
+    exact = set_int8(model) if weights == INT8 else frozenset()
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(device, torch.float32 if name in exact else dtype)
+
+    return _filled(model, sources, files.weights, device, convert)
 
 
 def load_tokenizer(
@@ -168,10 +174,10 @@ def _filled(
         targets.setdefault(source, []).append(name)
     infos = {name: info for name, info in read_header(path).tensors.items() if name in targets}
     ends = dict(zip(infos, accumulate(4 * info.num_elements for info in infos.values()), strict=True))
-    spoilt, large = list[str](), weights_of_large_layers(module)
+    spoilt, copied = list[str](), copied_weights(module)
     # A mapping that is closed takes its pages along. It is closed when nothing of it is kept, so weights that
     # may be packed have mappings of their own.
-    groups = {name: (targets[name][0] in large, ends[name] // _OPEN_BYTES) for name in infos}
+    groups = {name: (targets[name][0] in copied, ends[name] // _OPEN_BYTES) for name in infos}
     for _, group in groupby(sorted(infos, key=groups.__getitem__), key=groups.__getitem__):
         mapped = _read(path, group)
         for name in tuple(mapped):
@@ -193,6 +199,9 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Give a module from meta one of its tensors; a linear layer may become a packed one."""
     path, _, own = name.rpartition(".")
     owner = module.get_submodule(path)
+    if isinstance(owner, Int8Linear) and own == "weight":
+        owner.fill(tensor)
+        return
     is_buffer = own in dict(owner.named_buffers(recurse=False))
     setattr(owner, own, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
     if own == "weight" and (packed := packed_layer(owner)) is not owner:

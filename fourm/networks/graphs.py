@@ -13,6 +13,9 @@ Work = Callable[..., Sequence[Tensor]]
 MOST_GRAPHS = 256  # each holds its inputs and results; what is between them lies in one pool for all
 MOST_HELD = 8  # sets of tensors that captured work keeps
 LEAST_FREE = 0.1  # share of the device's memory that must be free for one more
+# Of all graphs: a process can capture one at a time; and a replay overwrites what others left in their pool,
+# so its results are copied before the next one.
+_LOCK = RLock()
 
 
 @dataclass(slots=True)
@@ -32,8 +35,7 @@ class Graphs:
     _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
     _held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     _pool: Any = None
-    # A replay overwrites what others left in the pool, so its results are copied before the next one.
-    _lock: RLock = field(default_factory=RLock)
+    _stream: Any = None  # torch.cuda.Stream: that of captures, on the device of the inputs
 
     def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
         """`work(*inputs)`, which must depend on nothing but its inputs, the key and memory that stays.
@@ -45,7 +47,7 @@ class Graphs:
         """
         if inputs[0].device.type != "cuda":
             return work(*inputs)
-        with self._lock:
+        with _LOCK:
             self._met[key] += 1
             if key in self._captured or (self._met[key] > 1 and self._capture(key, work, inputs)):
                 return self._replay(self._captured[key], inputs)
@@ -58,7 +60,7 @@ class Graphs:
 
     def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same values in memory that stays for this key, for captured work that reads or changes them."""
-        with self._lock:
+        with _LOCK:
             held = self._held.get(key)
             if held is None:
                 while len(self._held) >= MOST_HELD:
@@ -81,13 +83,17 @@ class Graphs:
 
     def _capture(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
         """Capture some work; False if it cannot be done, or there is no room."""
-        free, total = torch.cuda.mem_get_info(inputs[0].device)
+        device = inputs[0].device
+        free, total = torch.cuda.mem_get_info(device)
         if key in self._refused or len(self._captured) >= MOST_GRAPHS or free < LEAST_FREE * total:
             return False
         graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         try:
             # Meanwhile, other threads may tokenize conditions or decode pictures on the same device.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            how = {"stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.device(device), torch.cuda.graph(graph, pool=self._pool, **how):
                 outputs = work(*held)
         except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
             self._refused.add(key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fourm.networks.attention import Kernel, Mask, Packing, attention, merge_heads, sdpa, split_heads
+from fourm.networks.attention import Kernel, Mask, Packing, Rows, attention, merge_heads, sdpa, split_heads
 
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.put`
 
@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, mask: Mask | None = None, causal: bool = False, past: Past | None = None,
+        self, x: Tensor, mask: Mask | Rows | None = None, causal: bool = False, past: Past | None = None,
         packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend to x and, with `past`, to the tokens before it, whose keys and values it adds.
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         k, v = (split_heads(part, self.num_heads) for part in kv.chunk(2, dim=-1))
         return self.k_norm(k), v
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Mask | Rows | None) -> Tensor:
         """x: (B, K, D); keys and values: (B, H, N, d); mask: which of them are read, None = all.
 
         Returns (B, K, D).
@@ -171,7 +171,7 @@ class EncoderBlock(Block):
         self.norm1, self.attn = config.norm(), SelfAttention(config)
         self.norm2, self.mlp = config.norm(), Mlp(config)
 
-    def forward(self, x: Tensor, mask: Mask | None = None, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | Rows | None = None, packing: Packing | None = None) -> Tensor:
         """x: (B, N, D), or (T, D) when packed; mask: which tokens are read, None = all.
 
         Returns the shape of x.
@@ -195,8 +195,8 @@ class DecoderBlock(Block):
         return self.cross_attn.keys_values(self.context_norm(context), packing)
 
     def forward(
-        self, y: Tensor, cross: tuple[Tensor, Tensor], mask: Mask | None, own_mask: Mask | None = None,
-        causal: bool = False, past: Past | None = None,
+        self, y: Tensor, cross: tuple[Tensor, Tensor], mask: Mask | Rows | None,
+        own_mask: Mask | None = None, causal: bool = False, past: Past | None = None,
     ) -> Tensor:  # fmt: skip
         """y: (B, K, D). Returns (B, K, D).
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.modalities.typed import Limits, to_type
-from fourm.networks.attention import KVCache, Mask, Packing
+from fourm.networks.attention import KVCache, Mask, Packing, Rows, is_packed
 from fourm.networks.layers import (
     BlockConfig,
     DecoderBlock,
@@ -27,6 +27,7 @@ from fourm.networks.layers import (
     sincos_2d,
     token_table,
 )
+from fourm.networks.linears import floats_of
 from fourm.networks.state import Batch, Slot
 
 DecoderCache = tuple[KVCache, ...]  # one for each block
@@ -34,7 +35,6 @@ DecoderCache = tuple[KVCache, ...]  # one for each block
 Embedded = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 # Whether `torch.mm` takes the dtype of its result: from torch 2.8 on, for CUDA.
 _HAS_WIDE_SUMS = torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
-PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave the padding out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +171,7 @@ class Head(nn.Module):
         """
         if y.device.type != "cuda" or y.dtype == torch.float32 or not _HAS_WIDE_SUMS:
             return self.to_logits(y)
-        weight = self.to_logits.weight.t()
+        weight = floats_of(self.to_logits, y.dtype).t()
         return torch.mm(y.flatten(0, 1), weight, out_dtype=torch.float32).view(*y.shape[:2], -1)
 
 
@@ -180,7 +180,7 @@ class FourM(nn.Module):
 
     def __init__(self, config: FourMConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.attention = config, "sdpa"  # see `set_attention`
         self.encoder_embeddings = nn.ModuleDict({m.name: Embedding(m, config) for m in config.modalities_in})
         self.decoder_embeddings = nn.ModuleDict({m.name: Head(m, config) for m in config.modalities_out})
         for name in self.shared_names():
@@ -200,6 +200,11 @@ class FourM(nn.Module):
         if not self.config.share_modality_embeddings:
             return []
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
+
+    @property
+    def head_width(self) -> int:
+        """Numbers of each head of attention."""
+        return self.config.dim // self.config.num_heads
 
     @property
     def reads(self) -> frozenset[str]:
@@ -223,26 +228,26 @@ class FourM(nn.Module):
         known += [one for _, _, one in embedded.values()]
         return torch.cat(contents or [no_address], 1), torch.cat(addresses, 1), torch.cat(known, 1)
 
-    def encode(
-        self, batch: Batch, counts: Sequence[int] | None = None, budget: int | None = None, packs: bool = True
-    ) -> Context:
+    def encode(self, batch: Batch, budget: int | None = None) -> Context:
         """Run the encoder over all known tokens of the batch; see `encode_embedded`.
 
-        By default the device is asked for the counts, which makes the host wait.
+        The device is asked for their numbers, which makes the host wait.
         """
-        counts = batch.num_known(self.reads).tolist() if counts is None else counts
+        counts = batch.num_known(self.reads).tolist()
         budget = max(counts, default=0) if budget is None else budget
-        return self.encode_embedded(self.embed(batch), counts, budget, packs)
+        total = sum(min(count, budget) for count in counts)
+        packs = is_packed(self.attention, batch.device, total / (len(counts) * budget or 1))
+        return self.encode_embedded(self.embed(batch), counts, budget, total if packs else None)
 
     def encode_embedded(
-        self, embedded: Embedded, counts: Sequence[int], budget: int, packs: bool = True
+        self, embedded: Embedded, counts: Sequence[int], budget: int, room: int | None = None
     ) -> Context:
         """Run the encoder over the known tokens of all modalities.
 
         Known tokens are moved to the front, in order. `counts` are the numbers of known tokens of each row,
         without registers. `budget` is the number of tokens kept for each row: shorter rows are padded, longer
-        ones are cut. packs: much padding is left out of everything but attention; the sizes of tensors then
-        depend on `counts`, else on `budget` alone.
+        ones are cut. room: rows are packed into so many places for tokens, see `is_packed`; None: padded. The
+        sizes of tensors depend on `budget` and `room` alone.
         """
         content, address, known = self._joined(embedded, len(counts))
         registers = self.config.num_register_tokens
@@ -258,12 +263,13 @@ class FourM(nn.Module):
         mask, packing = None, None
         if any(count < budget for count in kept):
             mask = Mask.of(visible, content.dtype, all_see=registers + min(kept) > 0)
-            total = sum(kept) + registers * len(kept)
-            if packs and 0 < total < PACKED_BELOW * visible.numel():
-                packing = Packing.of(visible, total)
+            if room is not None and registers + room > 0:
+                has_rows = self.attention == "varlen"
+                packing = Packing.of(visible, registers * len(kept) + room, has_rows)
+        rows = packing.rows if packing else None
         x = packing.pack(content + address) if packing else content + address
         for block in self.encoder:
-            x = block(x, mask, packing)
+            x = block(x, rows or mask, None if rows else packing)
         x = self.decoder_proj_context(self.encoder_norm(x))
         x = packing.unpack(x) if packing else x
         return Context(x + address, visible, mask, packing)
@@ -300,7 +306,11 @@ class FourM(nn.Module):
         y = content + head.address(positions)
         own_mask = None if asked is None else Mask.of(asked, y.dtype, all_see=True)
         causal = ids is not None and cache is None
-        crosses = [one.cross for one in cache] if cache else self._read_context(context)
+        mask: Mask | Rows | None = context.mask
+        rows = context.packing.rows if context.packing and not cache else None
+        if rows and mask:
+            mask = rows.asked(y.shape[1], mask.seen)
+        crosses = [one.cross for one in cache] if cache else self._read_context(context, rows is not None)
         pasts: list[Past | None] = [None] * len(self.decoder)
         if cache:
             at, room = positions[0], cache[0].room
@@ -309,14 +319,14 @@ class FourM(nn.Module):
                 own_mask = Mask.of((places <= at).unsqueeze(0), y.dtype, all_see=True)
             pasts = [partial(one.put, at=at, length=length or room) for one in cache]
         for block, cross, past in zip(self.decoder, crosses, pasts, strict=True):
-            y = block(y, cross, context.mask, own_mask, causal, past)
+            y = block(y, cross, mask, own_mask, causal, past)
         return head.logits(self.decoder_norm(y))
 
-    def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values of the context, one decoder block after the other."""
+    def _read_context(self, context: Context, packed: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of the context, one decoder block after the other; packed: for its `Rows`."""
         tokens = context.packing.pack(context.tokens) if context.packing else context.tokens
         for block in self.decoder:
-            yield cast("DecoderBlock", block).read_context(tokens, context.packing)
+            yield cast("DecoderBlock", block).read_context(tokens, None if packed else context.packing)
 
 
 def _positions(modality: Modality, config: FourMConfig) -> nn.Parameter | nn.Buffer:

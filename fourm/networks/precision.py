@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from fourm.errors import UsageError
-from fourm.hub.header import AUTO, DTYPES
+from fourm.hub.header import AUTO, DTYPES, FULL, INT8, Weights
 
 _Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
 _EXACT: tuple[_Switch, ...] = (
@@ -52,8 +52,14 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def check_compiler(device: torch.device) -> None:
-    """UsageError where torch's compiler lacks what it needs: a C++ compiler on CPUs, Triton on GPUs."""
+def check_compiler(device: torch.device, weights: Weights | None = FULL) -> None:
+    """UsageError where torch's compiler lacks what it needs: a C++ compiler on CPUs, Triton on GPUs.
+
+    weights: one of `WEIGHTS`, of the transformer if one is compiled.
+    """
+    if device.type == "cpu" and weights == INT8:
+        what = "torch's compiler does not read int8 weights as CPUs keep them; leave out one of the two"
+        raise UsageError(f"`compile` and `weights=int8`: {what}")
     if device.type == "cpu" and not any(map(which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
         raise UsageError("`compile`: needs a C++ compiler on a CPU, and there is none on PATH, such as g++")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:

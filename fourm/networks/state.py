@@ -165,7 +165,7 @@ class Batch:
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; the host does not wait for a copy to a CUDA device."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 

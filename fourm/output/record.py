@@ -10,6 +10,7 @@ from fourm.data.dataset import Input
 from fourm.data.layout import FRAME, MAX_SAMPLES, PLACE_FORMS, Fit, Place
 from fourm.data.writing import PARTIAL
 from fourm.errors import shown
+from fourm.hub.header import FULL, Weights
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
 from fourm.schedule.settings import MAX_SEED
@@ -91,6 +92,7 @@ class RunRecord:
     batch_size: Annotated[int, Limits(1)] | None = None  # None: an older version made the folder
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
     detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
+    weights: Weights = FULL  # how the transformer's were kept
     layout: Format = "files"  # what results are in; `format` is the version of the record
     shard_size: Annotated[int, Limits(1)] | None = None  # samples of a shard, at most
     shards: Annotated[int, Limits(1)] | None = None  # of all processes together
@@ -107,7 +109,9 @@ class RunRecord:
     def as_origin(self) -> dict[str, Any]:
         """What the results of this run depend on, for the record of their super-resolution."""
         facts = self.to_json()
-        return {name: facts[name] for name in _ORIGIN}
+        # Older versions knew full weights alone, and did not record it.
+        own = {} if self.weights == FULL else {"weights": self.weights}
+        return {name: facts[name] for name in _ORIGIN} | own
 
 
 def format_run(run: RunRecord, identity: str) -> str:

@@ -1,4 +1,4 @@
-"""Work in other threads beside a run: decoded batches are saved there, several files are written at once."""
+"""Work in other threads beside a run: batches are saved or read there, several files at once."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +17,7 @@ Made = TypeVar("Made")
 Work = Callable[[Sequence[T]], Generator[Event, None, None]]
 # Types of devices beside which batches are saved; on a CPU, both would only share its cores.
 BESIDE = {"cuda"}
-MOST_THREADS = 4  # that write files
+MOST_THREADS = 4  # that read or write files
 
 
 @dataclass(slots=True)
@@ -111,6 +111,16 @@ class Background:
                         self._events.put(event)
         finally:
             self._events.put(None)
+
+
+def ahead(work: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:
+    """What `work` makes of each item, in order; while the caller uses one, the next one is made."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading") as thread:
+        begun = [thread.submit(work, item) for item in items[:1]]
+        for number in range(1, 1 + len(items)):
+            future = begun.pop()
+            begun += [thread.submit(work, item) for item in items[number : number + 1]]
+            yield future.result()
 
 
 def in_threads(work: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:

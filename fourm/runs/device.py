@@ -10,7 +10,7 @@ import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.errors import FourMError, UsageError
-from fourm.hub.header import AUTO, DTYPES, TokenizerPart
+from fourm.hub.header import AUTO, DTYPES, FULL, TokenizerPart, Weights
 from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
 from fourm.networks.memory import (
     free_memory,
@@ -21,7 +21,7 @@ from fourm.networks.memory import (
 )
 from fourm.networks.precision import choose_dtype
 from fourm.runs.events import Event, Halved
-from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
+from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, advise_bfloat16, estimate, tokenizer_bytes
 
 T = TypeVar("T")
 # Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
@@ -100,6 +100,21 @@ def resolve_dtype(request: Request, device: torch.device) -> str:
     return choose_dtype(name, device)
 
 
+def advise_dtype(request: Request) -> str:
+    """A sentence where another dtype would be faster for a run that may still have any; else ""."""
+    is_bound = request.dtype != AUTO or request.origin is not None or request.joined_record() is not None
+    is_cpu = choose_device(request.device, request.world).type == "cpu"
+    return advise_bfloat16(request.model, request.chain) if is_cpu and not is_bound else ""
+
+
+def resolve_weights(request: Request) -> Weights:
+    """How the weights of a run are kept: as asked, of the run that it continues or follows, or full."""
+    if request.weights is not None:
+        return request.weights
+    before = request.joined_record() or request.origin
+    return FULL if before is None else before.weights
+
+
 def fit_batch_size(request: Request, device: torch.device) -> int:
     """The batch size that is asked for; that of the run that is joined or continued; or a power of two.
 
@@ -167,7 +182,7 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
     tokenizer_rows = min(size, rows_at_once(device))
     return estimate(
         request.chain, request.model, request.dtype, size, request.decode, tokenizer_rows,
-        choose_rows(request, device),
+        choose_rows(request, device), request.weights or FULL,
     )  # fmt: skip
 
 

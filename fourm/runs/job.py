@@ -18,7 +18,7 @@ from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
-from fourm.hub.header import TokenizerPart
+from fourm.hub.header import FULL, TokenizerPart
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import DDIM, DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
@@ -215,7 +215,7 @@ def make_record(job: Job) -> RunRecord:
         decode=request.decode, detokenizer_steps=request.diffusion_steps, preview=request.preview,
         detokenizer_solver=request.diffusion_solver, blend=request.blend, batch_size=job.batch_size,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
-        fit=request.fit, restore=request.restore, compile=request.compile,
+        fit=request.fit, restore=request.restore, compile=request.compile, weights=request.weights or FULL,
         places=(*job.written, *extras),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
         versions={"fourm": __version__, "python": platform.python_version()} | versions

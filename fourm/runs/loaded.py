@@ -10,7 +10,7 @@ from torch import nn
 from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine
 from fourm.hub.files import ModelFiles
-from fourm.hub.header import TokenizerPart
+from fourm.hub.header import FULL, TokenizerPart, Weights
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.attention import set_attention
@@ -32,6 +32,7 @@ class LoadedModel:
     dtype: str  # a key of `DTYPES`
     attention: str = "sdpa"
     compile: bool = False
+    weights: Weights = FULL
     _network: FourM | None = None
     _wordpiece: WordPiece | None = None
     # By path. A model for super-resolution shares them with its base.
@@ -49,7 +50,7 @@ class LoadedModel:
         """The transformer."""
         with self.lock:
             if self._network is None:
-                self._network = load_model(self.files, self.device, torch_dtype(self.dtype))
+                self._network = load_model(self.files, self.device, torch_dtype(self.dtype), self.weights)
                 self._prepare(self._network)
             return self._network
 

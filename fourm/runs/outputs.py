@@ -19,6 +19,7 @@ from fourm.codecs.table import Codec
 from fourm.data.layout import Place
 from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
+from fourm.hub.header import FULL
 from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
@@ -225,6 +226,7 @@ class Saver:
             "variation": None if is_shared else work.variation,  # any variation may write a shared file
             "variations": record.num_variations, "schedule": record.options,
             "weights": record.files["weights"], "dtype": record.dtype,
+            "kept weights": None if record.weights == FULL else record.weights,
             "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
             "detokenizer solver": None if record.detokenizer_solver == DDIM else record.detokenizer_solver,
         }  # fmt: skip
@@ -232,7 +234,8 @@ class Saver:
             facts |= {"fit": record.fit, "restore": int(record.restore)}
         if base := self.job.request.origin:
             facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,
-                      "base dtype": base.dtype, "base weights": base.files.get("weights", "")}  # fmt: skip
+                      "base dtype": base.dtype, "base weights": base.files.get("weights", ""),
+                      "base kept weights": None if base.weights == FULL else base.weights}  # fmt: skip
         return {name: str(fact) for name, fact in facts.items() if fact is not None}
 
 

@@ -23,14 +23,15 @@ from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
+from fourm.hub.header import FULL
 from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
-from fourm.networks.attention import set_attention
+from fourm.networks.attention import check_kernel
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.precision import arithmetic, check_compiler
+from fourm.networks.precision import arithmetic, check_compiler, torch_dtype
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
@@ -44,6 +45,7 @@ from fourm.runs.device import (
     choose_device,
     choose_rows,
     resolve_dtype,
+    resolve_weights,
 )
 from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.job import Job, count_evaluations, fill_diffusion, make_record, plan_places, tokenizers_of
@@ -89,10 +91,10 @@ def check(request: Request) -> Job:
     """Check a request before anything is loaded. UsageError for settings, MissingError for missing files."""
     device = choose_device(request.device, request.world)
     dtype = resolve_dtype(request, device)
-    request = fill_diffusion(replace(request, dtype=dtype))
-    set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
+    request = fill_diffusion(replace(request, dtype=dtype, weights=resolve_weights(request)))
+    check_kernel(request.attention, device, torch.empty(0, dtype=torch_dtype(dtype), device=device))
     if request.compile:
-        check_compiler(device)
+        check_compiler(device, request.weights)
     places = plan_places(request)
     check_mask_files(request.chain)
     check_files(request.model, tokenizers_of(request.model, places))
@@ -247,11 +249,13 @@ def stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, N
 def loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
     """The loaded model of a job; without one, one that loads its parts when they are used."""
     request = job.request
-    own = request.model, job.device, job.dtype, request.attention, request.compile
+    weights = request.weights or FULL
+    own = request.model, job.device, job.dtype, request.attention, request.compile, weights
     if loaded is None:
         return LoadedModel(*own)
-    if (loaded.files, loaded.device, loaded.dtype, loaded.attention, loaded.compile) != own:
-        settings = "device, dtype, attention or compile"
+    there = loaded.files, loaded.device, loaded.dtype, loaded.attention, loaded.compile, loaded.weights
+    if there != own:
+        settings = "device, dtype, attention, compile or weights"
         raise ValueError(f"the model is loaded from other files, or with another {settings}")
     return loaded
 

@@ -13,6 +13,7 @@ from fourm.codecs.maps import FORMS
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.layout import PICTURES, SAMPLES_PER_FOLDER, Place
 from fourm.errors import SampleError, UsageError
+from fourm.hub.header import FULL
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind, Modality
@@ -112,7 +113,7 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
         count = _num_records(request, len(chosen))
         usual = (count - 1) * BLOCK + _in_blocks(noted)
         folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(count, 0, usual)
-    cost = estimate(request.chain, request.model, job.dtype)
+    cost = estimate(request.chain, request.model, job.dtype, weights=request.weights or FULL)
     samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
         job, todo, len(samples), len(made) + len(todo), folders, cost.passes,

@@ -59,7 +59,7 @@ from fourm.hub.files import weights_of
 from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
-from fourm.networks.attention import set_attention
+from fourm.networks.attention import check_kernel, set_attention
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import compile_blocks
 from fourm.networks.precision import arithmetic, check_compiler, choose_dtype, torch_dtype
@@ -67,9 +67,11 @@ from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
 from fourm.output.samples import load_run
+from fourm.runs.background import BESIDE, ahead, in_threads
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 
+Inputs = dict[str, list[Tensor]]  # by modality, for each crop of a sample
 _FIT = {"fit": "crop"}  # where a record of tokens says nothing of it
 
 
@@ -110,7 +112,8 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(_begun_dtype(request), device)
     request = replace(request, dtype=dtype)
-    set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
+    # An error before anything is loaded.
+    check_kernel(request.attention, device, torch.empty(0, dtype=torch_dtype(dtype), device=device))
     if request.compile:
         check_compiler(device)
     for row in request.rows:
@@ -252,28 +255,39 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
             write_text(request.out, path, text)
         elif not (is_new and create_text(request.out, path, text)):  # or another process was first
             _check_origin(run, row)
-    for first in range(0, len(found), size):
-        yield from _make_batch(run, found[first : first + size])
+    batches = [found[first : first + size] for first in range(0, len(found), size)]
+    read = ahead if device.type in BESIDE else map
+    for batch, inputs in zip(batches, read(partial(_read_batch, run), batches), strict=True):
+        yield from _make_batch(run, batch, inputs)
 
 
-def _make_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> Iterator[Event]:
-    """Read, tokenize and write some samples, one modality of all of them after the other."""
-    for one in batch:
+def _read_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> list[Inputs]:
+    """What tokenizers read of each sample."""
+    return [*in_threads(partial(_read, run), batch)]
+
+
+def _read(run: Tokenizing, one: Untokenized) -> Inputs:
+    """What tokenizers read of a sample; its problems are noted in it."""
+    inputs = Inputs()
+    try:
+        one.crops = None if one.problems else _crops_of(run, one)
+    except SampleError as error:
+        one.problems.append(str(error))
+    for name, codec in run.codecs.items():
+        if codec.row not in one.rows or one.crops is None:
+            continue
         try:
-            one.crops = None if one.problems else _crops_of(run, one)
+            inputs[name] = _inputs_of(codec, one.sample, one.crops)
         except SampleError as error:
-            one.problems.append(str(error))
-    for codec in run.codecs.values():
-        ready = list[tuple[Untokenized, list[Tensor]]]()
-        for one in batch:
-            if codec.row not in one.rows or one.crops is None:
-                continue
-            try:
-                ready.append((one, _inputs_of(codec, one.sample, one.crops)))
-            except SampleError as error:
-                path, text = one.sample.files[codec.row.name], str(error)
-                one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
-        if ready:
+            path, text = one.sample.files[name], str(error)
+            one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
+    return inputs
+
+
+def _make_batch(run: Tokenizing, batch: Sequence[Untokenized], inputs: Sequence[Inputs]) -> Iterator[Event]:
+    """Tokenize and write what was read of some samples, one modality of all of them after the other."""
+    for name, codec in run.codecs.items():
+        if ready := [(one, read[name]) for one, read in zip(batch, inputs, strict=True) if name in read]:
             yield from _make_tokens(run, codec, ready)
     for one in batch:
         key, paths = one.sample.key.text, tuple(run.path(row.name, one.sample.key) for row in one.rows)

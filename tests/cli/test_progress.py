@@ -174,6 +174,17 @@ def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
     assert left[10::11] == [2.0, 4.0, 6.0, 8.0]
 
 
+def test_a_batch_that_is_saved_during_the_next_one_counts_as_decoded() -> None:
+    tally, counts = progress.Tally(clock=Clock(0.1)), list[float]()
+    tally.take(Started(4, 0, batch_size=2, model="demo", device="cuda:0", steps=2))
+    for number in range(4):
+        tally.take(Stepped(("a", "b"), "tok_rgb@64", "roar", number % 2, 2, 32, 64, 64, 1.0, 1.0, 0.1))
+        counts.append(tally.decoded)
+        if number == 2:
+            tally.take(Saved("a", 0))
+    assert counts == [1, 2, 3, 4]
+
+
 def test_counts_of_one_have_their_singular() -> None:
     start = Started(1, 0, 1, "demo", "cpu", 1)
     headline = progress.headline(start)

@@ -216,6 +216,7 @@ class Narrow:
 
     network: FourM
     limit: int | None
+    attention: str = "sdpa"
 
     @property
     def reads(self) -> Any:

@@ -73,6 +73,7 @@ class Watched:
 
     network: FourM
     budgets: list[int] = field(default_factory=list)
+    attention: str = "sdpa"
 
     @property
     def reads(self) -> Container[str]:
@@ -81,11 +82,13 @@ class Watched:
     def embed(self, batch: Batch) -> Embedded:
         return self.network.embed(batch)
 
-    def encode_embedded(self, embedded: Embedded, counts: list[int], budget: int, packs: bool) -> Context:
+    def encode_embedded(
+        self, embedded: Embedded, counts: list[int], budget: int, room: int | None
+    ) -> Context:
         assert counts == sum(known.sum(dim=1) for _, _, known in embedded.values()).tolist()
         assert budget >= max(counts)
         self.budgets.append(budget)
-        return self.network.encode_embedded(embedded, counts, budget, packs)
+        return self.network.encode_embedded(embedded, counts, budget, room)
 
     def decode(self, *args: Any) -> torch.Tensor:
         return self.network.decode(*args)

@@ -329,6 +329,15 @@ def test_a_graph_reads_its_new_inputs_and_leaves_earlier_results_alone(gpu: Gpu)
     assert [one.tolist() for one in made] == [[n + 1, 2 * n + 2, 3 * n + 3] for n in range(5)]
 
 
+def test_a_graph_is_captured_on_the_device_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with emulated(monkeypatch, "cuda:1"):
+        graphs, before = Graphs(), Graph.replays
+        for number in range(4):
+            (made,) = graphs.run("key", lambda x: [x + 1], torch.full((3,), number, device="cuda:1"))
+            assert made.tolist() == [number + 1] * 3
+        assert Graph.replays - before == 3
+
+
 def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None:
     graphs, before = Graphs(), Graph.captures
     for number in (*range(9), 0):
@@ -389,6 +398,7 @@ def test_a_step_of_4m_xl_starts_few_kernels() -> None:
     noise, counts = Noise.for_samples(0, [(key, 0) for key in batch.keys]), list[int]()
     with pytest.MonkeyPatch.context() as patch, Kernels() as kernels:
         patch.setattr("fourm.decoding.steps.SHAPES", {})  # the shapes of a GPU
+        patch.setattr("fourm.networks.attention.PACKED_BELOW", 0.0)  # and its padding
         for _ in Engine(FourM(config)).run(batch, chain, noise):
             counts.append(kernels.started)
             kernels.started = 0

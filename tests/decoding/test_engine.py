@@ -336,11 +336,12 @@ class Fixed:
 
     logits: Tensor
     reads: str = "tok_a@32"
+    attention: str = "sdpa"
 
     def embed(self, batch: Batch) -> dict[str, Any]:
         return {}
 
-    def encode_embedded(self, embedded: Any, counts: Sequence[int], budget: int, packs: bool) -> Context:
+    def encode_embedded(self, embedded: Any, counts: Sequence[int], budget: int, room: int | None) -> Context:
         rows = len(counts)
         return Context(torch.zeros(rows, 0, 1), torch.zeros(rows, 0, dtype=torch.bool), None)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -155,13 +156,43 @@ def test_a_nucleus_adds_up_integers() -> None:
         assert set(order[:count].tolist()) == set(kept.nonzero().flatten().tolist())
 
 
+def nucleus_by_order(logits: Tensor, top_p: float) -> Tensor:
+    """The filter as it is defined: entries in stable order, until their probabilities exceed top_p."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    is_enough = (ordered.softmax(dim=-1) * 2**60).long().cumsum(dim=-1) > int(top_p * 2**60)
+    is_late = F.pad(is_enough[..., :-1], (1, 0))
+    outside = torch.empty_like(is_late).scatter(-1, order, is_late)
+    return logits.masked_fill(outside, float("-inf"))
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 7, 40, 1000])),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.5, 1e-3]), st.sampled_from([0.0, 0.3, 1.0]), st.floats(1e-6, 1, exclude_max=True),
+    st.booleans(),
+)  # fmt: skip
+def test_a_nucleus_is_that_of_a_stable_order(
+    shape: tuple[int, int, int], seed: int, level: float, hidden: float, top_p: float, turned: bool
+) -> None:
+    """Also of equal entries (of few levels), of hidden ones (-inf), and in any order of memory."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape, generator=generator) * 3
+    logits = (logits / level).round() * level if level else logits  # of both signs of 0
+    logits[torch.rand(shape, generator=generator) < hidden] = float("-inf")
+    logits[..., seed % shape[-1]] = 1.0
+    logits = logits.mT.contiguous().mT if turned else logits
+    assert torch.equal(keep_top_p(logits, top_p), nucleus_by_order(logits, top_p))
+    assert torch.equal(keep_top_p(logits.double(), top_p), nucleus_by_order(logits.double(), top_p))
+
+
 def test_logits_that_are_no_numbers_still_give_an_id() -> None:
     """A GPU stops for good at an index beyond a table; that the numbers mean nothing is told later."""
     logits = torch.full((4, 7), float("nan"))
     logits[1, 3], logits[2, 6], logits[3] = 0.0, float("inf"), float("-inf")
-    drawn = draw(logits, torch.tensor([0.0, 0.3, 0.9, 1 - 2.0**-24]), 1.0)
-    assert bool(((drawn.ids >= 0) & (drawn.ids < 7)).all())
-    assert not bool(drawn.raw_prob.isfinite().any())
+    for top_p in (0.5, 1.0):
+        drawn = draw(logits, torch.tensor([0.0, 0.3, 0.9, 1 - 2.0**-24]), 1.0, top_p=top_p)
+        assert bool(((drawn.ids >= 0) & (drawn.ids < 7)).all())
+        assert not bool(drawn.raw_prob.isfinite().any())
 
 
 def test_filters_keep_at_least_one_token() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.text import EOS_ID
-from fourm.networks.attention import Mask, attention, set_attention, xformers
+from fourm.networks.attention import Mask, attention, check_kernel, set_attention, xformers
 from fourm.networks.checkpoint import load_model
 from fourm.networks.layers import SelfAttention
 from fourm.networks.model import FourM
@@ -232,7 +232,7 @@ def test_an_installation_that_does_not_load_is_a_sentence(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     with pytest.raises(UsageError, match=r"^`attention=xformers`: cannot be loaded"):
-        set_attention(nn.Identity(), "xformers", CUDA)
+        check_kernel("xformers", CUDA, torch.empty(0))
 
 
 @pytest.mark.gpu
@@ -240,7 +240,7 @@ def test_an_installation_that_does_not_load_is_a_sentence(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("width", [20, 64, 512])
 def test_xformers_itself_gives_the_same_on_a_gpu(dtype: torch.dtype, width: int) -> None:
     try:
-        set_attention(nn.Linear(1, 1, device="cuda", dtype=dtype), "xformers", CUDA)
+        check_kernel("xformers", CUDA, torch.empty(0, device="cuda", dtype=dtype))
     except UsageError as error:  # not installed, or built for another torch or without CUDA
         pytest.skip(str(error))
     q = heads(2, 3, 33, width, dtype).cuda()

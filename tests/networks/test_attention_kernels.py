@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.networks.attention import Mask, attention, sdpa, set_attention
+from fourm.networks.attention import Mask, attention, check_kernel, sdpa, set_attention
 from fourm.networks.checkpoint import load_model
 from fourm.networks.layers import CrossAttention, SelfAttention
 from fourm.networks.tokenizers import build_tokenizer
@@ -78,4 +78,4 @@ def test_a_kernel_that_cannot_run_here_is_refused(
     assert not Path("results").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'fourm\[fast\]'"):
-        set_attention(torch.nn.Identity(), "xformers", torch.device("cuda"))
+        check_kernel("xformers", torch.device("cuda"), torch.empty(0))

@@ -12,6 +12,7 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.networks.checkpoint import load_model
 from fourm.networks.layers import Block, compile_blocks
+from fourm.networks.linears import pack
 from fourm.networks.precision import check_compiler
 from fourm.networks.state import Batch, full_sequence
 
@@ -30,8 +31,11 @@ def graphs_of(network: nn.Module, lengths: Sequence[int]) -> tuple[int, list[tor
     return torch._dynamo.utils.counters["stats"]["unique_graphs"], contexts
 
 
-def test_blocks_of_a_kind_are_compiled_once_and_give_the_same(tiny: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_a_kind_are_compiled_once_and_give_the_same(tiny: Path, packed: bool) -> None:
     plain, compiled = (load_model(find_model(tiny)) for _ in range(2))
+    if packed:
+        pack(compiled, 1)
     compile_blocks(compiled)
     assert sum(isinstance(block, Block) for block in compiled.encoder) > 1
     wanted = graphs_of(plain, (9, 12, 17))

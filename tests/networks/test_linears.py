@@ -35,3 +35,28 @@ def test_small_layers_and_other_dtypes_stay_as_they_are(dtype: torch.dtype) -> N
     pack(network)
     kinds = [type(layer) for layer in network]
     assert kinds == [nn.Linear, PackedLinear if dtype == torch.float32 else nn.Linear]
+
+
+@pytest.mark.parametrize("width", [MIN_FEATURES, 2048])
+def test_a_row_has_the_same_bits_beside_any_others(width: int) -> None:
+    """On every processor, for any number of rows and threads; plain layers differ on AMD's."""
+    network = network_of(width, 900, 2048, 770, bias=False)
+    pack(network)
+    x, threads = torch.randn(300, width, generator=torch.Generator().manual_seed(2)), torch.get_num_threads()
+    wanted = network(x)
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            assert torch.equal(network(x), wanted)
+            for count in range(1, 8):
+                assert torch.equal(network(x[:count]), wanted[:count])
+                assert torch.equal(network(x[300 - count :].unsqueeze(1)), wanted[300 - count :].unsqueeze(1))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_the_operators_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    network = network_of(MIN_FEATURES, 8)
+    pack(network)
+    assert type(network[0]) is nn.Linear

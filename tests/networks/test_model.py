@@ -13,6 +13,7 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.networks.attention import Mask
 from fourm.networks.checkpoint import load_model, unused_names
+from fourm.networks.linears import pack
 from fourm.networks.model import Context, FourM, FourMConfig
 from fourm.networks.state import Batch, Slot
 
@@ -30,13 +31,18 @@ def cases(golden: Path, fixture: str, *kinds: str) -> list[dict]:
     return chosen
 
 
-@pytest.fixture(scope="module")
-def models(unpacked: Path) -> dict[str, FourM]:
+@pytest.fixture(scope="module", params=["plain", "packed"])
+def models(unpacked: Path, request: pytest.FixtureRequest) -> dict[str, FourM]:
+    """Each also with all of its linear layers packed, though they are small."""
+
     def path(name: str) -> Path:
         in_header = not (unpacked / name / "config.json").exists()
         return unpacked / name / "model.safetensors" if in_header else unpacked / name
 
-    return {name: load_model(find_model(path(name))) for name in FIXTURES}
+    found = {name: load_model(find_model(path(name))) for name in FIXTURES}
+    for model in found.values() if request.param == "packed" else ():
+        pack(model, min_features=1)
+    return found
 
 
 def read_batch(golden: Path, fixture: str, case: dict, arrays: Arrays, prefix: str = "in.") -> Batch:

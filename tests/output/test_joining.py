@@ -136,6 +136,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"device_type": "cuda"}, 'device_type is "cpu" there and "cuda" here'),
     ({"attention": "xformers"}, 'attention is "sdpa" there and "xformers" here'),
     ({"compile": True}, "compile is false there and true here"),
+    ({"weights": "int8"}, 'weights is "full" there and "int8" here'),
     ({"decode": False}, "decode is true there and false here"),
     ({"detokenizer_steps": 50}, "detokenizer_steps is 25 there and 50 here"),
     ({"detokenizer_solver": "unipc"}, 'detokenizer_solver is "ddim" there and "unipc" here'),

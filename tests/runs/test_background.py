@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
-from fourm.inputs.request import Request
+from fourm.inputs.listing import find_raw_folders, list_raw_samples
+from fourm.inputs.request import Request, TokenizeRequest
 from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
 from fourm.output.verify import verify_folder
@@ -27,6 +30,7 @@ from fourm.runs import background
 from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect, run
+from fourm.runs.tokenizing import tokenize_dataset
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
 from tests.folders import snapshot
@@ -335,3 +339,44 @@ def test_graphs_serve_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             sys.setswitchinterval(before)
     assert wrong == []
+
+
+def test_a_gpu_tokenizes_a_batch_while_the_next_one_is_read(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, told_of, made = tmp_path / "data/rgb/a", [], []
+    pictures.mkdir(parents=True)
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    (pictures / "3.png").write_bytes(b"no picture")
+    read, seen, tokenize = GridCodec.read, list[str](), GridCodec.tokenize
+
+    def reading(codec: GridCodec, path: Path, *rest: Any) -> Any:
+        seen.append(path.stem)
+        return read(codec, path, *rest)
+
+    def waiting(codec: GridCodec, prepared: Any) -> Any:
+        end = time.monotonic() + SECONDS
+        while device == "cuda" and "2" not in seen and time.monotonic() < end:
+            time.sleep(0.01)
+        assert device == "cpu" or "2" in seen
+        return tokenize(codec, prepared)
+
+    monkeypatch.setattr(GridCodec, "read", reading)
+    monkeypatch.setattr(GridCodec, "tokenize", waiting)
+    model = find_model(tiny)
+    folders = find_raw_folders(tmp_path / "data", model, ["rgb"])
+    for device in ("cuda", "cpu"):
+        samples = list_raw_samples(tmp_path / "data", tmp_path / device, folders).samples
+        wanted = TokenizeRequest(
+            model, tuple(folders), samples, tmp_path / device, device=device, dtype="float32", batch_size=2
+        )
+        with emulated(monkeypatch) if device == "cuda" else nullcontext():
+            told_of.append(told([*tokenize_dataset(wanted)]))
+        files = snapshot(tmp_path / device)
+        made.append({name: data for name, data in files.items() if name.endswith(".npy")})
+    assert told_of[0] == told_of[1]
+    assert [kind for kind, _ in told_of[0]] == ["Saved", "Saved", "Saved", "Failed", "Saved"]
+    assert made[0] == made[1]
+    assert len(made[0]) == 2 * 4  # crops and tokens

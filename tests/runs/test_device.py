@@ -16,7 +16,7 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request, World
 from fourm.networks.memory import free_memory, total_memory
-from fourm.runs.device import checked_batch_size, choose_device, fit_batch_size
+from fourm.runs.device import advise_dtype, checked_batch_size, choose_device, fit_batch_size
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
@@ -245,3 +245,38 @@ def test_a_folder_of_another_dtype_goes_on_in_it_from_python_too(tiny: Path, tmp
     for _ in fourm.run(replace(request, resume=True), str(tiny)):
         pass
     assert path.read_bytes() == made
+
+
+def test_a_faster_dtype_is_advised_where_the_run_may_still_have_it(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fourm.runs.device.advise_bfloat16", lambda model, _: model.name)
+    model = find_model(tiny)
+    chain = parse_chain("--cond none --targets tok_rgb --steps 1", model)
+    request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path / "o", decode=False)
+    assert advise_dtype(request) == advise_dtype(replace(request, device="cpu")) == model.name
+    assert advise_dtype(replace(request, dtype="float32")) == ""
+    with emulated(monkeypatch):
+        assert advise_dtype(replace(request, device="cuda")) == ""
+    for _ in fourm.run(request):
+        pass
+    assert advise_dtype(replace(request, resume=True)) == ""
+
+
+def test_commands_say_where_bfloat16_would_be_faster(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : fpu avx512_bf16\n")
+    monkeypatch.setattr("fourm.schedule.cost.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("fourm.schedule.cost._FASTER_FROM", 1)
+    chain = ("--cond", "none", "--targets", "tok_rgb", "--steps", 1, "--model", tiny)
+    many = (*chain, "--num-samples", 1, "--device", "cpu", "--no-decode")
+    for words in (
+        ("schedule", "validate", *chain),
+        ("generate", *many, "--dry-run"),
+        ("generate", *many),
+    ):
+        code, _, err = run(*words)
+        assert (code, err.count(f"--dtype bfloat16 makes {tiny} faster on this CPU")) == (0, 1), err
+        assert "bfloat16" not in run(*words, "--dtype", "float32")[2]
+    assert "bfloat16" not in run("generate", *many, "--quiet")[2]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
-from fourm.hub.header import TokenizerPart, read_header
+from fourm.hub.header import TokenizerPart, is_int8, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.schedule.cost import estimate, tokenizer_bytes
+from fourm.networks.linears import Int8Linear
+from fourm.schedule.cost import advise_bfloat16, estimate, tokenizer_bytes
 from fourm.schedule.plan import parse_chain
+from tests import headers
 from tests.headers import seven
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +111,12 @@ def test_weights_are_counted_as_they_are_loaded(tiny: Path) -> None:
     counted = estimate(chain, model, decode=False).weights
     assert counted == sum(t.numel() * t.element_size() for t in state.values())
     assert estimate(chain, model, "bfloat16", decode=False).weights * 2 == counted
+    layers = [one for one in load_model(model, weights="int8").modules() if isinstance(one, Int8Linear)]
+    plain = [one for name, one in load_model(model).named_modules() if is_int8(f"{name}.weight", (1, 1))]
+    rounded = sum(layer.in_features * layer.out_features for layer in layers)
+    saved = 3 * rounded - 4 * sum(layer.out_features for layer in layers)
+    assert len(layers) == sum(isinstance(one, nn.Linear) for one in plain) > 10
+    assert estimate(chain, model, decode=False, weights="int8").weights == counted - saved
     for key, path in model.tokenizers.items():
         for width, dtype in ((4, torch.float32), (2, torch.bfloat16)):
             state = load_tokenizer(path, dtype=dtype, part=TokenizerPart.DECODER).state_dict()
@@ -165,3 +174,26 @@ def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Pat
     transformer = weights("--cond none --targets tok_depth", decode=False)
     assert weights("--cond rgb --targets tok_depth") - transformer == decoder
     assert both > max(encoder, decoder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_elements", "is_advised"),
+    [
+        ("fpu avx512f avx512_bf16", 50_000_000, True),
+        ("fpu amx_tile amx_bf16", 50_000_000, True),
+        ("fpu avx512f avx512_vnni", 50_000_000, False),
+        ("fpu avx512f avx512_bf16", 49_999_999, False),
+        (None, 50_000_000, False),
+    ],
+)
+def test_bfloat16_is_advised_for_large_models_on_cpus_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, num_elements: int, is_advised: bool
+) -> None:
+    monkeypatch.setattr("fourm.schedule.cost.CPU_INFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    model = find_model(headers.write_model(tmp_path / "m", headers.SEVEN, headers.SEVEN, num_elements))
+    pictures = parse_chain("--targets tok_clip-tok_rgb", model)
+    assert bool(advise_bfloat16(model, pictures)) == is_advised
+    assert not advise_bfloat16(model, parse_chain("--cond tok_rgb --targets caption", model))
+    assert not advise_bfloat16(find_model("demo"), parse_chain("--targets tok_rgb", find_model("demo")))
