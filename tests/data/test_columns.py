@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from fourm.codecs.files import file_ending, read_array, read_json, read_picture, read_size, read_text
 from fourm.data.columns import read_cell, read_columns
-from fourm.errors import SampleError, UsageError
+from fourm.errors import MissingError, SampleError, UsageError
 
 PICTURES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -175,3 +175,15 @@ def test_rows_in_order_are_decoded_once(tmp_path: Path) -> None:
     assert [int(read_cell(path, f"{row}.n", 100)[1]) for row in range(49_000, 53_000)] == [
         *range(49_000, 53_000)
     ]
+
+
+def test_without_pyarrow_one_sentence_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x.parquet", table())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for read in (lambda: read_columns(path), lambda: read_cell(path, "0.image", 100)):
+        with pytest.raises(
+            MissingError, match=r"x\.parquet: reading it needs pyarrow; `pip install 'fourm\[parquet\]'`"
+        ):
+            read()
