@@ -17,6 +17,7 @@ from fourm.data.shards import SHARD_SIZE
 from fourm.errors import UsageError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
+from fourm.output.record import FILES
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
 from fourm_cli.console import counted
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fourm.inputs.origins import Replay
     from fourm.inputs.request import Request
     from fourm.inputs.sources import Source
+    from fourm.output.samples import Run
     from fourm.runs.events import Event
     from fourm.schedule.chain import Chain
     from fourm.schedule.keeps import Keep
@@ -128,7 +130,7 @@ def sr(
         fourm sr out --keep rgb:mask.png --data cat.jpg
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
-    from fourm.inputs.origins import find_sr_model, names_made, read_origin, read_sr_input
+    from fourm.inputs.origins import find_sr_model, names_made, read_origin
     from fourm.schedule.plan import build_chain
 
     one = f"; for a picture: `fourm generate {shlex.quote(folder)} --keep rgb:1 --sr-targets rgb`"
@@ -139,26 +141,26 @@ def sr(
     files = find_sr_model(origin, settings.run.sr_model if model is None else model)
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
-    dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer, data or ())
+    is_beside = out is None or real(out) == real(root)
+    dataset, sharded = _read_sr(root, origin, chain, files, data or (), writing, is_beside)
     variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
     make_request = _requester(machine, writing, settings.run, out or root)
-    is_beside = out is None or real(out) == real(root)
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
         raise UsageError(f"--restore: {root} {what}")
     request = make_request(
-        model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
-        variation=made.variation if made else None,
+        model=files, chain=chain, samples=dataset.samples[: 1 if sharded else None], input=dataset.input,
+        num_variations=variations, variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
         dtype=machine.dtype or AUTO, weights=weights,
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    make([request], dataset, report)
+    make([request], dataset, report, sharded=sharded)
 
 
 @with_options(
@@ -239,6 +241,36 @@ def _read_input(
     found = list_shards(*asked, size)
     dataset = Dataset(tuple(found.listed), found.incomplete, found.notes, found.input)
     return dataset, Sharded(found, writing.format, size, writing.retry_failed)
+
+
+def _read_sr(
+    root: Path, origin: "Run | None", chain: "Chain", files: "ModelFiles", data: Sequence[str],
+    writing: options.Writing, is_beside: bool,
+) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
+    """The samples of a folder as conditions of super-resolution; with shards, those of one that has some."""
+    from fourm.data.dataset import Dataset
+    from fourm.inputs.origins import read_sr_input
+    from fourm.inputs.shards import shards_of_run, shards_of_samples
+
+    made, is_asked = origin.record if origin else None, writing.check_format()
+    there = made.layout if made is not None else FILES
+    form = writing.format if is_asked else there
+    if is_beside and form != there:
+        raise UsageError(f"--format {form}: {root} holds {there}; --out puts the results elsewhere")
+    size = writing.shard_size or (made.shard_size if made else None) or SHARD_SIZE
+    if origin is None or there == FILES:
+        dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer, data)
+        if not is_asked:
+            return dataset, None
+        return dataset, Sharded(shards_of_samples(dataset, size), form, size, writing.retry_failed)
+    if chain.keeps or data:
+        what = "is made from results alone where those are in shards"
+        raise UsageError(f"--keep and --data: {root}: super-resolution {what}; leave them out")
+    found = shards_of_run(origin, chain, files)
+    some = next(filter(None, (found.samples(shard).samples for shard in found.shards)), ())
+    if not some:
+        raise UsageError(f"{root}: all samples of its run have failed")
+    return Dataset(some, (), found.notes, found.input), Sharded(found, form, size, writing.retry_failed)
 
 
 def _check_replay(used: Mapping[str, object]) -> None:

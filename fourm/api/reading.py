@@ -10,6 +10,7 @@ from fourm.api.results import KEPT, Item, Result
 from fourm.codecs.files import read_ids
 from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.texts import STRUCTURED, read_whole
+from fourm.data.containers import is_there
 from fourm.data.layout import Key
 from fourm.data.opening import local_path
 from fourm.errors import UsageError, near_match
@@ -75,8 +76,8 @@ class Results(Sequence[Result]):
             places = [p for p in entry.run.places if p.modality == entry.place.modality and p.form == "ids"]
             tokens = [self._album.root / sample.file(place, number) for place in places]
             path, row = self._album.root / sample.file(entry.place, number), reader.row
-            has_value = entry.place.form != "ids" and path.is_file()
-            ids = next((path for path in tokens if path.is_file()), None)
+            has_value = entry.place.form != "ids" and is_there(path)
+            ids = next((path for path in tokens if is_there(path)), None)
             if has_value or ids is not None:
                 load = partial(reader.read, path)
                 if entry.is_cut:

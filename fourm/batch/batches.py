@@ -1,7 +1,7 @@
 """A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,8 @@ class Batch:
         To be called once by the program that starts workers, or by each of several processes.
         """
         first = self.requests[0]
-        for stage in self.stages():
-            overwrite = first.overwrite and not stage.job.request.is_beside  # which deletes both
-            resume = first.resume or stage.job.request.is_beside
+        for number, stage in enumerate(self.stages()):
+            overwrite, resume = first.overwrite and not number, first.resume or number > 0
             open_shards(self.out, stage.run.record, first.world.size, resume, overwrite, stage.run.file)
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
@@ -89,7 +88,10 @@ class Batch:
 def plan(
     requests: Sequence[Request], shards: Shards, form: str, size: int = SHARD_SIZE, retry_failed: bool = False
 ) -> Batch:
-    """A sharded run of requests without samples, of which the second is super-resolution of the first."""
+    """A sharded run of requests without samples, of which the second is super-resolution of the first.
+
+    A request for super-resolution alone has one of its samples: they all have the same kinds of files.
+    """
     if form not in FORMATS:
         raise UsageError(f"`format`: '{form}' is not one of {', '.join(FORMATS)}{near_match(form, FORMATS)}")
     first = requests[0]
@@ -104,8 +106,7 @@ def plan(
     for path in (part for shard in shards.shards[:1] for part in shard.parts[1:2]):
         if first.overwrite and real(Path(str(path))).is_relative_to(real(first.out)):
             raise UsageError(f"`out={first.out}`: `overwrite=True` would delete {path}, which this run reads")
-    plain = [replace(request, samples=()) for request in requests]
-    return Batch(tuple(plain), shards, form, size, retry_failed)  # type: ignore[arg-type]
+    return Batch(tuple(requests), shards, form, size, retry_failed)  # type: ignore[arg-type]
 
 
 def _fields(counts: Counts) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ PUBLIC = {
         sr_name with_files""",
     "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
         TokenizeRequest World check_attention check_kept_weights check_seed parse_world""",
-    "shards": "Shards list_shards",
+    "shards": "Shards list_shards shards_of_run shards_of_samples",
     "sources": """EMPTY Source choose_keys digest_of implied_conditions kept_names
         read_samples classify_source""",
     "words": "marked_texts note_unknown_words",

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from fourm.data.containers import is_there, read_member, split_path
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
 from fourm.data.opening import read_bytes, real, strip_metadata
@@ -109,7 +110,7 @@ def read_sr_input(
     samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
     results = [sample.files_of(v) for sample in samples for v in origin.numbers]
-    there = sum(all(files[name].is_file() for name in chain.conditions) for files in results)
+    there = sum(all(is_there(files[name]) for name in chain.conditions) for files in results)
     if samples and not there:
         what = "none of the results that its run made are there; `resume=True` makes them again"
         raise UsageError(f"{root}: {what}")
@@ -230,7 +231,7 @@ def sr_name(base: ModelFiles, sr_run: RunRecord) -> str | None:
 
 def read_replay(path: Path) -> Replay:
     """From a picture that this program wrote, or from the record of a run."""
-    if not os.path.exists(path):
+    if not is_there(path):
         raise _refusal(path, "no such file")
     if path.suffix.lower() == ".png":
         return _one_picture(path)
@@ -272,7 +273,9 @@ def _one_picture(path: Path) -> Replay:
 def _read_texts(path: Path) -> dict[str, str]:
     """The text chunks of a PNG that this program wrote."""
     try:
-        data = strip_metadata(read_bytes(path, MAX_BYTES), keep_texts=True)
+        place = split_path(path)
+        data = read_bytes(path, MAX_BYTES) if place is None else read_member(*place, MAX_BYTES)
+        data = strip_metadata(data, keep_texts=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             texts = {str(name): str(text) for name, text in getattr(picture, "text", {}).items()}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -27,6 +27,7 @@ from fourm.hub.datasets import hub_container
 from fourm.hub.files import ModelFiles
 from fourm.inputs.containers import ContainerReader, columns_of, container_reader, describe
 from fourm.inputs.datasets import CAPTION, Wanted, read_part
+from fourm.inputs.origins import conditions_from
 from fourm.inputs.sources import (
     EMPTY,
     STREAM,
@@ -42,6 +43,9 @@ from fourm.inputs.sources import (
     text_file,
 )
 from fourm.modalities.registry import Modality
+from fourm.output.samples import Run
+from fourm.output.sharded import marker_path, read_marker, read_markers
+from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 
 
@@ -333,18 +337,23 @@ class _Listed:
         return Dataset(self.samples[shard.first : shard.first + shard.count])
 
 
-def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:
-    """Shards of any input: all samples are listed, as `read_samples` does, and divided."""
-    dataset = read_samples(
-        asked.source, asked.conditions, asked.model, stdin, asked.raw, asked.keeps, asked.later
-    )
+def shards_of_samples(dataset: Dataset, size: int) -> Shards:
+    """Samples that are known already, in shards of `size`."""
     samples = tuple(sorted(dataset.samples, key=lambda sample: sample.key))
     if not samples:
         raise UsageError("there is no sample")
-    ranges = Ranges(len(samples), asked.size, "listed")
+    ranges = Ranges(len(samples), size, "listed")
     return Shards(
         ranges, _Listed(samples), dataset.input, dataset.notes, dataset.incomplete, len(samples), samples
     )
+
+
+def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:
+    """Shards of any input: all samples are listed, as `read_samples` does, and divided."""
+    whole = read_samples(
+        asked.source, asked.conditions, asked.model, stdin, asked.raw, asked.keeps, asked.later
+    )
+    return shards_of_samples(whole, asked.size)
 
 
 def _spool(stdin: BinaryIO, suffix: str) -> Path:
@@ -355,6 +364,31 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
         while block := stdin.read(1 << 20):
             file.write(block)
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Results of the shards of a run, as conditions of another chain."""
+
+    run: Run
+    chain: Chain
+    model: ModelFiles
+
+    def read(self, shard: Shard) -> Dataset:
+        marker = read_marker(marker_path(self.run.root, shard.name, self.run.file))
+        return Dataset(tuple(conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)))
+
+
+def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
+    """The shards that a run has made, with their results as conditions of super-resolution."""
+    markers = list(read_markers(run.root, run.file))
+    if not markers:
+        raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")
+    shards = [replace(marker.shard, number=number) for number, marker in enumerate(markers)]
+    total = sum(marker.counts.samples for marker in markers)
+    due = run.record.shards or len(shards)
+    notes = () if len(shards) == due else (f"{due - len(shards):,} of {due:,} shards are not there yet",)
+    return Shards(shards, _Made(run, chain, model), Input("run"), notes, total=total)
 
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.

@@ -13,7 +13,7 @@ PUBLIC = {
     "record": "BASE FILES FORMATS FRAMES Format NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "shard_files": "ShardFiles check_format",
-    "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_markers
+    "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_marker read_markers
         settings_digest""",
     "verify": "Finding Verdict verify_folder",
 }

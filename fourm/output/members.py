@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from fourm.data.layout import Key, Place, parse_key
 from fourm.data.tars import read_tar
 from fourm.errors import UsageError
-from fourm.output.record import PARQUET, SHARDS
-from fourm.output.sharded import NAME, Marker, Member
+from fourm.output.record import PARQUET, RUN, SHARDS
+from fourm.output.sharded import NAME, Marker, Member, stem_of_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class ShardMembers:
     root: Path  # folder of the run
     marker: Marker
     numbers: Sequence[int | None]  # variations of the run; (None,) if there is only one
+    record: str = RUN
     _rows: dict[tuple[Key, int | None], int] = field(default_factory=dict)  # of a table
 
     def keys(self, place: Place) -> list[Key]:
@@ -30,25 +31,31 @@ class ShardMembers:
     def paths(self, key: Key, place: Place) -> tuple[str, ...]:
         """The files of a sample: one for each variation, or one for all of them."""
         shard, is_split = self.marker.shard.name, self.marker.format != SHARDS
+        stem = stem_of_all(shard, self.record)
         numbers = (None,) if place.shared and not is_split else self.numbers
         members = (Member(key, number, place.folder, place.suffix) for number in numbers)
         if self.marker.format == PARQUET:
             rows = ((self._rows.get((key, member.variation), "-"), member.column) for member in members)
-            return tuple(f"{shard}.parquet/{row}.{column}" for row, column in rows)
+            return tuple(f"{stem}.parquet/{row}.{column}" for row, column in rows)
         if self.marker.format == SHARDS:
             return tuple(f"{place.folder}/{shard}.tar/{one.name(self.marker.keys)}" for one in members)
-        return tuple(f"{shard}.tar/{one.web_name(self.marker.keys)}" for one in members)
+        return tuple(f"{stem}.tar/{one.web_name(self.marker.keys)}" for one in members)
 
     def has(self, place: Place) -> bool:
         """Whether the shard has files of a place that not every shard has."""
-        return (
-            self.marker.format != SHARDS
-            or f"{place.folder}/{self.marker.shard.name}.tar" in self.marker.files
-        )
+        stem, files = stem_of_all(self.marker.shard.name, self.record), self.marker.files
+        if not files or self.marker.format == SHARDS:
+            return f"{place.folder}/{self.marker.shard.name}.tar" in files
+        if self.marker.format == PARQUET:
+            from pyarrow import parquet
+
+            return place.folder in parquet.read_schema(self.root / f"{stem}.parquet").names
+        ending = f".{place.folder}{place.suffix}"
+        return any(name.endswith(ending) for name, _ in self._index(f"{stem}.tar"))
 
     def _keys_of_tar(self, place: Place) -> Iterator[Key]:
         shard, is_split = self.marker.shard.name, self.marker.format != SHARDS
-        tar = f"{shard}.tar" if is_split else f"{place.folder}/{shard}.tar"
+        tar = f"{stem_of_all(shard, self.record)}.tar" if is_split else f"{place.folder}/{shard}.tar"
         if tar not in self.marker.files:
             return
         ending = f".{place.folder.replace('/', '.')}{place.suffix}" if is_split else place.suffix

@@ -8,14 +8,14 @@ import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from fourm.data.containers import read_member, split_path
+from fourm.data.containers import is_there, read_member, split_path
 from fourm.data.dataset import list_folder, suffix_of
 from fourm.data.layout import (
     CROP_SETTINGS,
@@ -168,7 +168,7 @@ class Run:
 
     def samples_of(self, marker: Marker) -> Iterator[RecordedSample]:
         """The samples of one shard, in order."""
-        members = ShardMembers(self.root, marker, self.variations)
+        members = ShardMembers(self.root, marker, self.variations, self.file)
         own = next((place for place in self.places if not place.shared), None)
         if own is None:
             return
@@ -296,12 +296,13 @@ def open_runs(root: Path) -> tuple[Run, ...]:
 
 def keys_of(runs: Iterable[Run]) -> set[Key]:
     """Keys of all samples of which a file is there; UsageError if a record is damaged."""
-    return {
-        sample.key
-        for run in runs
-        for sample in run.samples()
-        if any(os.path.lexists(run.root / name) for name in chain(*sample.files.values()))
-    }
+    found = set[Key]()
+    for run in runs:
+        exists: Callable[[Path], bool] = is_there if run.record.is_sharded else os.path.lexists
+        for sample in run.samples():
+            if any(exists(run.root / name) for name in chain(*sample.files.values())):
+                found.add(sample.key)
+    return found
 
 
 def samples_for(

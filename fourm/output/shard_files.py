@@ -24,7 +24,7 @@ from fourm.data.writing import new_unfinished, write_atomic
 from fourm.errors import UsageError
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import PARQUET, RUN, SHARDS, WEBDATASET
-from fourm.output.sharded import NAME, PATH, Marker, Member
+from fourm.output.sharded import NAME, PATH, Marker, Member, stem_of_all
 
 ROWS_PER_GROUP = 100  # of a table: so many results are in memory together
 _TEXTS = (".txt", ".json")  # files that are texts in a table
@@ -107,11 +107,11 @@ class ShardFiles:
             replace(member, variation=number).web_name(keys): member
             for _, number, found in self.by_result() for member in found
         }  # fmt: skip
-        yield f"{self.shard.name}.tar", partial(self._write_tar, members)
+        yield f"{stem_of_all(self.shard.name, self.record)}.tar", partial(self._write_tar, members)
 
     def table(self, keys: str) -> Iterator[Part]:
         """One Parquet file with a row for each result."""
-        yield f"{self.shard.name}.parquet", self._write_table
+        yield f"{stem_of_all(self.shard.name, self.record)}.parquet", self._write_table
 
     def _write_tar(self, members: Mapping[str, Member], path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:

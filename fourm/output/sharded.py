@@ -19,7 +19,7 @@ from fourm.data.writing import write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import to_type
 from fourm.output.processes import seal
-from fourm.output.record import DONE, NOT_COMPARED, RUN, RunRecord
+from fourm.output.record import DONE, NOT_COMPARED, RUN, SR, RunRecord
 
 NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
 MAX_MARKER_BYTES = 1 << 28
@@ -68,6 +68,11 @@ class Marker:
 def marker_path(root: Path, name: str, record: str = RUN) -> Path:
     """The path of the marker of a shard."""
     return root / DONE[record] / f"{name}.json"
+
+
+def stem_of_all(name: str, record: str = RUN) -> str:
+    """Where one file of all results of a shard lies, without its ending; super-resolution has others."""
+    return name if record == RUN else f"{SR}/{name}"
 
 
 def read_marker(path: Path) -> Marker:

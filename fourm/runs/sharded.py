@@ -16,7 +16,7 @@ from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
 from fourm.networks.precision import arithmetic
-from fourm.output.record import BASE, Format
+from fourm.output.record import Format
 from fourm.output.samples import Run
 from fourm.output.shard_files import ShardFiles
 from fourm.output.sharded import Counts, Marker, settings_digest
@@ -98,7 +98,7 @@ def make_shard(
         for sample in sorted(dataset.samples, key=lambda sample: sample.key)
         for variation in request.variations
     ]
-    if request.stage != BASE and request.is_beside:  # what the run before did not make, it has reported
+    if request.origin is not None:  # what the run before did not make, it has reported
         works = [work for work in works if _has_conditions(request, work)]
     loaded = loaded_for(job, loaded)
     if not loaded.is_loaded:

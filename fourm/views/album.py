@@ -12,6 +12,7 @@ from fourm.codecs.files import read_array, read_frame, read_picture
 from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, in_square, read_whole
+from fourm.data.containers import is_there
 from fourm.data.layout import FRAME, Key, Place, Sample, parse_key, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
@@ -114,7 +115,7 @@ class Album:
         path, codec = self.root / file, reader.row.codec if reader is not None else ""
         panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, codec)
         try:
-            if not path.is_file():
+            if not is_there(path):
                 panel.note, panel.problem = MISSING, f"{printable(file)}: missing"
             elif reader is None:
                 panel.note = "unknown modality"
@@ -134,7 +135,10 @@ class Album:
 
     def in_square(self, row: Modality, key: Key, value: Any) -> Any:
         """A value of the whole picture of a sample as it is drawn."""
-        return in_square(row, read_frame(path_of(self.root, FRAME, key, FRAMES.suffix)).crop, value)
+        recorded = self.runs[0].find(key) if self.runs[0].record.is_sharded else None
+        path = path_of(self.root, FRAME, key, FRAMES.suffix)
+        path = self.root / recorded.files[FRAME][0] if recorded and FRAME in recorded.files else path
+        return in_square(row, read_frame(path).crop, value)
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         """The films of a sample. Their files are optional; broken ones are added to `problems`."""
@@ -142,7 +146,7 @@ class Album:
         def read_kept(place: Place, variation: int | None, read: Callable[[Path], Any]) -> Any:
             path = path_of(self.root, place.folder, key, place.suffix, variation)
             try:
-                return read(path) if path.is_file() else None
+                return read(path) if is_there(path) else None
             except SampleError as error:
                 problems.append(self._short(error))
                 return None

@@ -1,6 +1,7 @@
 """A run in shards has the results of a run of files, byte for byte, however it is divided."""
 
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,23 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourm.api.reading import read
 from fourm.batch.batches import Batch, plan
 from fourm.batch.local import run_share
 from fourm.batch.worker import Report, Worker
 from fourm.codecs.files import write_png
+from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset
 from fourm.data.opening import read_bytes
 from fourm.data.tars import read_tar
 from fourm.errors import UsageError
-from fourm.hub.files import ModelFiles, find_model
+from fourm.hub.files import ModelFiles, find_model, find_sr
+from fourm.inputs.origins import read_replay
 from fourm.inputs.request import Request, World
-from fourm.inputs.shards import Shards, list_shards
+from fourm.inputs.shards import Shards, list_shards, shards_of_run
 from fourm.inputs.sources import Source, read_samples
-from fourm.output.record import FORMATS, RUN
-from fourm.output.samples import load_run
+from fourm.output.record import FORMATS, RUN, SR_RUN
+from fourm.output.samples import load_run, open_runs
 from fourm.output.sharded import marker_files, read_marker, read_markers
 from fourm.runs.events import Failed, Finished, Saved, Started
-from fourm.runs.pipeline import run
+from fourm.runs.pipeline import run, sr_request
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain
 
@@ -34,7 +38,8 @@ LIMIT = 1 << 24
 LONG = "word " * 2000
 PROMPTS = ["a small red circle", "a blue square", LONG, "a green triangle", "two red squares"]
 OPTIONS = "--cond caption --targets tok_clip-tok_rgb --steps 2-2"
-OWN = ("run.json", "failures.jsonl", "processes", "samples", ".partial", "done")
+OWN = ("run.json", "run.sr.json", "failures.jsonl", "processes", "samples", "samples.sr", ".partial", "done",
+       "done.sr")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def written(out: Path) -> dict[str, bytes]:
         name = path.relative_to(out).as_posix()
         if path.is_file() and name.partition("/")[0] not in OWN and path.suffix != ".tar":
             found[name] = read_bytes(path, LIMIT)
-    for marker in read_markers(out):
+    for marker in (*read_markers(out), *read_markers(out, SR_RUN)):
         for name in marker.files:
             data, folder = read_bytes(out / name, LIMIT), name.removesuffix(f"/{marker.shard.name}.tar")
             above = f"{folder}/{marker.shard.name}/" if marker.keys == "name" else f"{folder}/"
@@ -81,14 +86,16 @@ class Example:
         request = Request(self.model, self.chain, samples, out, device="cpu", **self.settings)
         return request if read is None else replace(request, input=read)
 
-    def as_files(self, out: Path) -> dict[str, bytes]:
+    def whole(self) -> Dataset:
         asked = self.source, self.chain.conditions, self.model, io.BytesIO(), self.chain.raw, self.chain.keeps
         try:
-            dataset = read_samples(*asked)
+            return read_samples(*asked)
         except UsageError:  # of a prompt, which in shards is the failure of its sample
             shards = self.shards(1000)
-            dataset = shards.samples(shards.shards[0])
-        list(run(self.request(out, dataset)))
+            return shards.samples(shards.shards[0])
+
+    def as_files(self, out: Path) -> dict[str, bytes]:
+        list(run(self.request(out, self.whole())))
         return written(out)
 
     def shards(self, size: int) -> Shards:
@@ -146,6 +153,32 @@ def test_kept_parts_and_frames_of_pictures_have_the_bytes_of_files(model: ModelF
     assert (sample.fit, sample.prompt) == ("crop", None)
 
 
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_super_resolution_of_shards_has_the_bytes_of_files(
+    form: str, prompts: Example, tmp_path: Path
+) -> None:
+    fine = find_sr(prompts.model, None)
+    chain = parse_chain("--cond tok_clip-tok_rgb --targets tok_rgb@128 --steps 2", fine)
+    prompts.settings["preview"] = 0
+
+    def following(out: Path) -> Request:
+        return replace(prompts.request(out), model=fine, chain=chain, stage="sr", is_beside=True)
+
+    batch = plan([prompts.request(tmp_path / form), following(tmp_path / form)], prompts.shards(3), form, 3)
+    reports = make(batch)
+    assert [report.counts.saved for report in reports] == [8, 8]
+    done = Worker(batch).make(batch.shards.shards[0])
+    assert (done.was_done, done.counts) == (True, reports[0].counts)
+    if form != "shards":
+        keys = [sample.key for one in open_runs(tmp_path / form) for sample in one.samples()]
+        assert len(keys) == 5 + 4
+        return
+    base = replace(prompts.request(tmp_path / "files"), samples=prompts.whole().samples)
+    list(run(base))
+    list(run(sr_request(base, following(tmp_path / "files"))))
+    assert written(tmp_path / form) == written(tmp_path / "files")
+
+
 def test_ranks_share_shards_and_what_is_damaged_is_made_again(prompts: Example, tmp_path: Path) -> None:
     out, many = tmp_path / "out", {"world": World(1, 2)}
     batch = prompts.batch(out, 1)
@@ -173,6 +206,65 @@ def test_ranks_share_shards_and_what_is_damaged_is_made_again(prompts: Example, 
     assert (start.total, start.skipped, start.shards) == (10, 6, 5)
     assert isinstance(end := events[-1], Finished)
     assert (end.saved, end.skipped, end.failed) == (4, 4, 2)
+
+
+def test_what_was_stopped_at_any_file_goes_on_to_the_same_bytes(
+    prompts: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts.chain = parse_chain("--cond caption --targets tok_clip --steps 1", prompts.model)
+    prompts.settings |= {"decode": False, "preview": 0}
+    make(prompts.batch(tmp_path / "whole", 2))
+    whole, replaced = written(tmp_path / "whole"), os.replace
+    for stop in range(1, 7):  # two tars and a marker for each of two shards
+        left = [stop]
+
+        def replace_or_stop(source: Path, target: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            replaced(source, target)
+
+        batch = prompts.batch(tmp_path / str(stop), 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", replace_or_stop)
+            with pytest.raises(KeyboardInterrupt):
+                make(batch)
+        assert len(list(marker_files(batch.out))) == (stop - 1) // 3
+        make(prompts.batch(tmp_path / str(stop), 2, resume=True), [shard.number for shard in batch.todo()])
+        assert written(batch.out) == whole
+        assert list((batch.out / ".partial").glob("*.*")) == []
+
+
+def test_super_resolution_of_a_folder_of_shards(prompts: Example, tmp_path: Path) -> None:
+    make(prompts.batch(tmp_path / "out", 3))
+    run_of_shards, fine = load_run(tmp_path / "out"), find_sr(prompts.model, None)
+    chain = parse_chain("--cond tok_clip-tok_rgb --targets tok_rgb@128 --steps 2", fine)
+    shards = shards_of_run(run_of_shards, chain, fine)
+    some = shards.samples(shards.shards[0]).samples[:1]
+    request = Request(
+        fine, chain, some, tmp_path / "fine", num_variations=2, stage="sr", origin=run_of_shards.record,
+        device="cpu", input=shards.input,
+    )  # fmt: skip
+    reports = make(plan([request], shards, "shards", 3))
+    assert [report.counts.saved for report in reports] == [4, 4]
+    beside = replace(request, out=tmp_path / "out", is_beside=True)
+    assert [report.counts.saved for report in make(plan([beside], shards, "shards", 3))] == [4, 4]
+    made = {name: data for name, data in written(tmp_path / "out").items() if "@128" in name}
+    apart = written(tmp_path / "fine")
+    assert made == {name: apart[name] for name in made}
+    assert len(made) == 16
+
+
+def test_results_in_shards_are_read_and_repeated(prompts: Example, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(prompts.batch(out, 2))
+    results = read(out)
+    assert len(results) == 4 * 2
+    assert results[0].rgb.size == (64, 64)
+    replay = read_replay(out / "rgb" / "00000.tar" / "000001-v1.png")
+    (sample,) = replay.chain_and_samples(prompts.model)[1]
+    assert (replay.run is not None, sample.key.path) == (True, "00000/000001")
+    assert is_there(sample.files["caption"])
 
 
 def test_failed_shards_are_made_again_when_that_is_asked_for(prompts: Example, tmp_path: Path) -> None:
