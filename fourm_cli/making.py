@@ -37,7 +37,7 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
-    """The shards of an input, and what they become."""
+    """The shards of an input, and what they become; requests have no samples then."""
 
     shards: "Shards"
     format: str
@@ -68,10 +68,7 @@ def make(
     requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False,
     sharded: Sharded | None = None,
 ) -> None:  # fmt: skip
-    """Check where results go, and make them; a second request is super-resolution of what the first makes.
-
-    sharded: the input, if results go into shards; then requests have no samples.
-    """
+    """Check where results go, and make them; a second request is super-resolution of what the first makes."""
     from fourm.inputs.words import note_unknown_words
     from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
@@ -117,7 +114,6 @@ def make(
         return
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
-        world = request.world
         share = world.describe_share(len(request.samples), len(request.variations))
         follow(begin, request, notes(), report, sharded.describe_share(world) if sharded else share)
     except BaseException as stop:
