@@ -89,8 +89,7 @@ def generate(
     source = replace(source, files=condition_files(settings.base, files))
     make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
-    later = sr_run[1].keeps if sr_run else ()
-    dataset, sharded = _read_input(source, chain, files, later, inputs, writing)
+    dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, writing)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
