@@ -115,7 +115,8 @@ def make(
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         share = world.describe_share(len(request.samples), len(request.variations))
-        follow(begin, request, notes(), report, sharded.describe_share(world) if sharded else share)
+        share = sharded.describe_share(world) if sharded else share
+        follow(begin, request, notes(), report, share, always=sharded is not None)
     except BaseException as stop:
         if not isinstance(stop, Exception):  # a signal
             stop.add_note(resume_advice(request))
@@ -226,19 +227,23 @@ def _print_shards(request: "Request", sharded: Sharded, report: options.Report) 
 
 def follow(
     begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
-    notes: Iterable[str], report: options.Report, share: str,
+    notes: Iterable[str], report: options.Report, share: str, always: bool = False,
 ) -> None:  # fmt: skip
     """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed.
 
-    share: what this process does of a job of several.
+    share: what this process does of a job of several; it is said of a single process only if `always`.
     """
+    from fourm.inputs.request import other_launcher
+
     world, rank, log_json = request.world, request.world.group_rank, report.log_json
     quiet_library(report.quiet or rank > 0)
     if not report.quiet:
         for text in notes if rank == 0 else ():
             note(text)
-        if world.size > 1:
+        if world.size > 1 or world.is_told or always:
             note(share)
+        if not world.is_told and (text := other_launcher(os.environ)):
+            note(f"note: {text}")
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
     from fourm_cli.progress import open_log, show

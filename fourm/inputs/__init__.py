@@ -12,7 +12,8 @@ PUBLIC = {
     "origins": """conditions_from find_sr_model names_made plan_sr read_origin read_replay read_sr_input
         sr_name with_files""",
     "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
-        TokenizeRequest World check_attention check_kept_weights check_seed parse_world""",
+        TokenizeRequest World check_attention check_kept_weights check_seed other_launcher
+        parse_world""",
     "shards": "Shards list_shards shards_of_run shards_of_samples",
     "sources": """EMPTY Source choose_keys digest_of implied_conditions kept_names
         read_samples classify_source""",
