@@ -178,8 +178,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "border).", "crop|pad", RUN, show_default="crop", autocompletion=one_of("crop", "pad")),
     "batch_size": option("Results decoded together.", "auto|N", RUN),
     "shard": option(
-        "Make one n-th of the results, 0/4 to 3/4, of a shared --out; array, slurm and k8s/N take i and n from "
-        "a SLURM array, from srun, from an indexed Job of Kubernetes.", "i/n", RUN,
+        "Make one n-th of the results, 0/4 to 3/4, of a shared --out; array, slurm and k8s/N take i and n "
+        "from a SLURM array, from srun, from an indexed Job of Kubernetes.", "i/n", RUN,
         autocompletion=one_of("array", "slurm", "k8s/")),
     "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
                   parser=output_path),

@@ -300,7 +300,7 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
 
 
 def other_launcher(environment: Mapping[str, str]) -> str:
-    """A sentence where variables say that this is one of several processes, for a run that was not told so."""
+    """What a run that was not told is told: that variables say it is one of several processes; or ""."""
     for name, size, form in _LAUNCHERS:
         if environment.get(name) and environment.get(size, "") != "1":
             what = f"{name} is set, but `shard` is not, so this process makes everything"

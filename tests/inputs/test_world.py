@@ -85,7 +85,7 @@ def test_tasks_of_a_slurm_array_divide_the_work_whatever_its_start_and_step(
 @pytest.mark.parametrize("task", [array(7, 1, 7, 1, 3), array(2, 1, 7, 3, 3), array(9, 0, 3, 1, 4)])
 def test_an_array_with_gaps_is_refused(task: dict[str, str]) -> None:
     with pytest.raises(
-        UsageError, match="`shard=array`: task . of ., from . to . in steps of ., is a list with gaps"
+        UsageError, match=r"^`shard=array`: task . of ., from . to . in steps of ., is a list"
     ):
         parse_world("array", task)
 
