@@ -70,10 +70,16 @@ def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
     return tuple(arrays)
 
 
+def pack_array(array: NDArray[Any]) -> bytes:
+    """The bytes of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
 def write_array(array: NDArray[Any], path: Path) -> None:
     """Write a .npy file of exactly this path: np.save alone would append a suffix."""
-    with path.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    path.write_bytes(pack_array(array))
 
 
 def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
@@ -94,11 +100,16 @@ def check_ids(array: NDArray[Any], count: int, vocab_size: int, where: str) -> N
     return row
 
 
-def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Write token ids (L,) or (crops, L) as int16 rows, like the reference; int32 for large vocabularies."""
+def pack_ids(ids: NDArray[Any]) -> bytes:
+    """Token ids (L,) or (crops, L) as int16 rows, like the reference; int32 for large vocabularies."""
     rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
     is_narrow = rows.max(initial=0) <= np.iinfo(np.int16).max
-    write_array(rows.astype(np.int16 if is_narrow else np.int32), path)
+    return pack_array(rows.astype(np.int16 if is_narrow else np.int32))
+
+
+def write_ids(ids: NDArray[Any], path: Path) -> None:
+    """Write a file of token ids; see `pack_ids`."""
+    path.write_bytes(pack_ids(ids))
 
 
 def read_text(path: Path) -> str:
@@ -236,15 +247,22 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
         raise SampleError(problem) from error
 
 
-def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write (H, W[, C]) as PNG with `text` as its text chunks; equal input gives equal bytes.
+def pack_png(pixels: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
+    """(H, W[, C]) as PNG with `text` as its text chunks; equal input gives equal bytes.
 
     C: 2 for grey and alpha, 3 for colours, 4 for colours and alpha.
     """
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode())
-    Image.fromarray(pixels).save(path, format="PNG", pnginfo=chunks, compress_level=6)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=chunks, compress_level=6)
+    return file.getvalue()
+
+
+def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file; see `pack_png`."""
+    path.write_bytes(pack_png(pixels, text))
 
 
 def _parse_array(data: bytes, where: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fourm.codecs import colours, maps
 from fourm.codecs.colours import NO_CLASS, LegendEntry
-from fourm.codecs.files import turned, write_array, write_png
+from fourm.codecs.files import pack_array, pack_png, turned
 from fourm.codecs.maps import Form, Value, restore_map, to_unit_range
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
@@ -100,9 +100,9 @@ class GridCodec:
         """The part of a mask in a crop: 255 where values are valid, 0 elsewhere and outside the picture."""
         return maps.cut(maps.read_valid(path), crop, self.row.image_size, where=path)
 
-    def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
-        write_png(value, path, text) if value.dtype == np.uint8 else write_array(value, path)
+    def pack(self, value: Value, text: Mapping[str, str] | None = None) -> bytes:
+        """A file: PNG with `text` as its text chunks for 8-bit values, .npy for others."""
+        return pack_png(value, text) if value.dtype == np.uint8 else pack_array(value)
 
     def restore(self, value: Value, crop: Crop) -> Value:
         """A value of the square as a map of the whole picture; see `restore_map`."""

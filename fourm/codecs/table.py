@@ -1,10 +1,10 @@
 """The table of codecs: file <-> value <-> tokens, value -> picture.
 
 All codecs have these methods: `read` a value from a file, of the whole picture or of the part in a crop, at
-the row's size; `write` a file at exactly this path, with `text` (prompt, seed, ...) if the format has room;
-`restore` a value of a crop to one of the whole picture; `encode` values to the input of the model, one row
-each, all known; `decode` the values of rows; draw a
-`picture` of a value. Errors of one value are SampleErrors.
+the row's size; `pack` a value into the bytes of a file, with `text` (prompt, seed, ...) if the format has
+room; `restore` a value of a crop to one of the whole picture; `encode` values to the input of the model, one
+row each, all known; `decode` the values of rows; draw a `picture` of a value. Errors of one value are
+SampleErrors.
 """
 
 from functools import partial

@@ -1,5 +1,6 @@
 """The codecs of sequences: captions, JSON values with a grammar, and the vectors of a T5 encoder."""
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,11 +70,11 @@ class CaptionCodec:
             notes.append(f"the model does not know {', '.join(map(repr, words[:5]))}{more}")
         return tuple(notes)
 
-    def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """Write a .txt file in UTF-8; `text` is not stored."""
+    def pack(self, value: str, text: Mapping[str, str] | None = None) -> bytes:
+        """A .txt file in UTF-8; `text` is not stored."""
         # Readers remove one byte order mark, so a text that begins with one gets a second one in front.
         mark = "\ufeff" if value.startswith("\ufeff") else ""
-        path.write_text(mark + value, encoding="utf-8", errors="surrogateescape", newline="")
+        return (mark + value).encode("utf-8", errors="surrogateescape")
 
     def restore(self, value: str, crop: Crop) -> str:
         """The same text: it has no places in the picture."""
@@ -144,10 +145,10 @@ class StructuredCodec:
         is_marked = any(token in self.wordpiece.sentinels for token in self.wordpiece.encode(text))
         return self.grammar.understand(text) if is_marked else self.typed(text)
 
-    def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
-        """Write a JSON file, the same bytes for equal values; `text` is not stored."""
+    def pack(self, value: Structured[Any], text: Mapping[str, str] | None = None) -> bytes:
+        """A JSON file, the same bytes for equal values; `text` is not stored."""
         data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)
-        path.write_bytes(data.encode() + b"\n")
+        return data.encode() + b"\n"
 
     def restore(self, value: Structured[Any], crop: Crop) -> Structured[Any]:
         """The value with its places in the whole picture, where the grammar has places."""
@@ -242,10 +243,11 @@ class EmbeddingCodec:
             )
         return finite_float32(vectors, where)
 
-    def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """Write a .npz file of one caption; `text` is not stored."""
-        with path.open("wb") as file:  # given a path, NumPy may append a suffix
-            np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+    def pack(self, value: Vectors, text: Mapping[str, str] | None = None) -> bytes:
+        """A .npz file of one caption; `text` is not stored."""
+        file = io.BytesIO()
+        np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+        return file.getvalue()
 
     def restore(self, value: Vectors, crop: Crop) -> Vectors:
         """The same vectors: they have no places in the picture."""

@@ -27,6 +27,6 @@ PUBLIC = {
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
         new_unfinished process_name refuse_inside remove_leftovers server_clock vanished write_alone
-        write_atomic write_text""",
+        write_atomic write_data write_text""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -29,6 +29,7 @@ _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lo
 _counter = itertools.count()
 _claiming = Lock()
 _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
+_folders = set[tuple[Path, Path]]()  # a root and a folder below it that this process has made or found
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
 DRAWING = {"drawing": "fourm"}
@@ -42,13 +43,24 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], object]) -> Non
     root must exist: if it was deleted during a run, it is not created again.
     """
     with _unfinished(root, path) as file:
+        _make_once(root, path.parent)
         write(file)
-        os.replace(file, path)
+        try:
+            os.replace(file, path)
+        except FileNotFoundError:  # another process removed the folder again
+            make_below(root, path.parent)
+            os.replace(file, path)
+
+
+def write_data(root: Path, path: Path, data: bytes) -> None:
+    """Write bytes as a file, atomically."""
+    write_atomic(root, path, partial(Path.write_bytes, data=data))
 
 
 def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
     """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
     with _unfinished(root, path) as file:
+        make_below(root, path.parent)
         write(file)
         try:
             os.link(file, path)
@@ -156,6 +168,7 @@ def remove_leftovers(root: Path) -> None:
 
     Files that do not have a name of this program are kept. To be called when this process is not writing.
     """
+    _folders.difference_update([known for known in _folders if known[0] == root])
     if file := _claims.pop((process_name(), os.path.abspath(root)), None):
         file.close()  # first, because Windows deletes no open file
         with suppress(OSError):
@@ -187,6 +200,13 @@ def make_below(root: Path, folder: Path) -> None:
         root = root / part
         with suppress(FileExistsError):  # `exist_ok` fails if another process removes it at the same moment
             root.mkdir()
+
+
+def _make_once(root: Path, folder: Path) -> None:
+    """As `make_below`, without a call of the file system where this process did it before."""
+    if (root, folder) not in _folders:
+        make_below(root, folder)
+        _folders.add((root, folder))
 
 
 def make_all(folder: Path) -> None:
@@ -281,13 +301,12 @@ def _list_partial(root: Path) -> Iterator[tuple[str, Path]]:
 
 @contextmanager
 def _unfinished(root: Path, path: Path) -> Iterator[Path]:
-    """A temporary file for what is to become `path`, whose folder is made."""
+    """A temporary file for what is to become `path`."""
     if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
         raise FourMError(f"{path} leads out of {root}; nothing is written there")
     try:
         file = new_unfinished(root, path.suffix)
         try:
-            make_below(root, path.parent)
             yield file
         finally:
             file.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ PUBLIC = {
     "formats": "Tokens find_flaw",
     "joining": "Joining check_free check_names check_output open_shards withdraw_output",
     "processes": (
-        "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
+        "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_data list_files now "
         "read_checksums read_failures remove_empty sha256_of_file write_failures"
     ),
     "record": "BASE FILES FORMATS FRAMES Format NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",

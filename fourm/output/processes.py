@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fourm.data.opening import open_file, open_own, parse_json_lines
@@ -110,6 +111,8 @@ class Process:
     run: str
     launch: Launch
     number: int = field(default_factory=lambda: next(_counter))
+    # By kind, the digest and the size of what was appended.
+    _appended: dict[str, tuple[Any, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def path(self, kind: str) -> Path:
         """The path of one of its files."""
@@ -146,20 +149,32 @@ class Process:
     def _append(self, kind: str, data: bytes) -> None:
         try:
             self.check()
-            make_below(self.out, self.out / PROCESSES)
+            if self.run == ANY_RUN:  # of others, `check` has found a file there
+                make_below(self.out, self.out / PROCESSES)
             with open_own(self.path(kind), "a") as file:
                 file.write(data)
         except FileNotFoundError:
             raise vanished(self.out) from None
+        digest, size = self._appended.get(kind, (hashlib.sha256(), 0))
+        digest.update(data)
+        self._appended[kind] = digest, size + len(data)
+
+    def sums(self) -> dict[str, str]:
+        """sha256 of its lists, by kind. Only a list that has another size than what was written is read."""
+        found = dict[str, str]()
+        for kind in (CHECKSUMS, FAILED):
+            path, (digest, size) = self.path(kind), self._appended.get(kind, (None, 0))
+            with suppress(FileNotFoundError):
+                is_known = path.lstat().st_size == size and digest is not None
+                found[kind] = digest.hexdigest() if is_known else sha256_of_file(path)
+        return found
 
 
 def close_output(process: Process, launch: Launch) -> None:
     """Record how a launch ended, rewrite the list of failures, delete temporary files."""
     try:
         process.check()
-        files = {kind: process.path(kind) for kind in (CHECKSUMS, FAILED)}
-        sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
-        write_text(process.out, process.path(LAUNCH), seal(asdict(replace(launch, files=sums))))
+        write_text(process.out, process.path(LAUNCH), seal(asdict(replace(launch, files=process.sums()))))
         write_failures(process.out)
     finally:
         remove_leftovers(process.out)
@@ -253,9 +268,19 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_files(out: Path, paths: Iterable[Path]) -> dict[str, Listed]:
-    """Checksums and sizes of files below `out`, by their paths there."""
-    return {p.relative_to(out).as_posix(): Listed(sha256_of_file(p), p.stat().st_size) for p in paths}
+def list_data(data: bytes) -> Listed:
+    """Checksum and size of the bytes of a file."""
+    return Listed(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def list_files(
+    out: Path, paths: Iterable[Path], known: Mapping[Path, Listed] = MappingProxyType({})
+) -> dict[str, Listed]:
+    """Checksums and sizes of files below `out`, by their paths there; those that are not known are read."""
+    return {
+        path.relative_to(out).as_posix(): known.get(path) or Listed(sha256_of_file(path), path.stat().st_size)
+        for path in paths
+    }
 
 
 def read_checksums(out: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Listed]:
@@ -316,8 +341,9 @@ def noted_failures(out: Path, *others: str) -> list[Failure]:
 
 
 def write_failures(out: Path) -> None:
-    """Write `failures.jsonl` from the failures of all processes; its old lines do not count."""
-    path, text = out / FAILURES, None
+    """Write `failures.jsonl` from the failures of all processes, unless it says the same already."""
+    path = out / FAILURES
+    text = _text_of(path) if os.path.lexists(path) else ""
     # Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
     while (latest := "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))) != text:
         text = latest
@@ -325,6 +351,13 @@ def write_failures(out: Path) -> None:
             write_text(out, path, text)
         else:
             path.unlink(missing_ok=True)
+
+
+def _text_of(path: Path) -> str | None:
+    """The text of a list; None if it is empty or cannot be read."""
+    with suppress(OSError, UnicodeDecodeError), open_own(path, "r", MAX_LIST_BYTES) as file:
+        return file.read().decode() or None
+    return None
 
 
 def _changed(path: Path) -> int | None:

@@ -1,19 +1,20 @@
 """Writes the files of results: tokens, values, what was kept, previews."""
 
+import io
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import format_frame, write_ids, write_png
+from fourm.codecs.files import format_frame, pack_ids, pack_png
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place
@@ -27,7 +28,7 @@ from fourm.networks.state import Batch, Slot
 from fourm.output.record import FRAMES
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
-from fourm.runs.sinks import Sink
+from fourm.runs.sinks import Pack, Sink
 from fourm.runs.values import (
     PREVIEW_STEPS,
     Made,
@@ -91,7 +92,7 @@ class Saver:
         for place in self.job.written:
             if place.form == "ids":
                 for row, ids in zip(rows, batch.slots[place.modality].values.cpu().numpy(), strict=True):
-                    self._write(place, row.work, partial(write_ids, ids))
+                    self._write(place, row.work, partial(pack_ids, ids))
         yield from self._recorded(rows, decode_rows(self.job, self.codecs, rows, batch, self._write_values))
 
     def save_made(self, made: Made) -> Iterator[Event]:
@@ -100,7 +101,7 @@ class Saver:
         self.sink.begin([work])
         for place in self.job.written:
             if place.form == "ids":
-                self._write(place, work, partial(write_ids, made.tokens[place.modality]))
+                self._write(place, work, partial(pack_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
         row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
         yield from self._recorded([row], self._write_values(row, made.values))
@@ -136,7 +137,7 @@ class Saver:
             self._write_previews(works, codec, values if is_result else [])
         if is_last:  # the number of the decoding step of each token, too
             for work, order in zip(works, previews.order.cpu().numpy(), strict=True):
-                self._write_extra(order_place(previews.target), work, partial(write_ids, order))
+                self._write_extra(order_place(previews.target), work, partial(pack_ids, order))
 
     def _write_previews(self, works: Sequence[Work], codec: GridCodec, results: Sequence[Any]) -> None:
         """Write the pictures that wait; results: of each sample the value whose colours they have, if any."""
@@ -145,12 +146,12 @@ class Saver:
             pictures = codec.pictures([v[index] for _, _, v in waiting], results[index] if results else None)
             for (place, known, _), picture in zip(waiting, pictures, strict=True):
                 shown = covered(picture, known[index], codec.row)
-                self._write_extra(place, work, partial(shown.save, format="PNG"))
+                self._write_extra(place, work, partial(_pack_preview, shown))
         self._previews.waiting = []
 
-    def _write_extra(self, place: Place, work: Work, write: Callable[[Path], object]) -> None:
+    def _write_extra(self, place: Place, work: Work, pack: Pack) -> None:
         """Write a file that stays even if its sample fails later."""
-        self.sink.write(place, work, write)
+        self.sink.write(place, work, pack)
         self.sink.note([place], work)
 
     def _write_values(self, row: PreparedSample, made: Mapping[str, Any]) -> list[Event]:
@@ -163,15 +164,15 @@ class Saver:
         for event in malformed:
             said = {"text": made[event.target].text, "problems": event.problems}
             content = json.dumps(said, ensure_ascii=False) + "\n"
-            self.sink.write(malformed_place(event.target), work, partial(_fill, content))
+            self.sink.write(malformed_place(event.target), work, partial(_pack_text, content))
         try:
             self._record_frame(row)
             for place in self.job.written:
                 if place.form == "value":
-                    write, texts = self.codecs[place.modality].write, self._png_texts(row, place.shared)
-                    self._write(place, work, partial(write, made[place.modality], text=texts))
+                    pack, texts = self.codecs[place.modality].pack, self._png_texts(row, place.shared)
+                    self._write(place, work, partial(pack, made[place.modality], text=texts))
                 elif place.form in ("kept", "kept_ids", "mask"):
-                    self._write(place, work, partial(self._write_kept, place, row))
+                    self._write(place, work, partial(self._pack_kept, place, row))
         except SampleError as error:
             return [*malformed, Failed(*work.result, str(error))]
         return [*malformed, Saved(*work.result, self.sink.paths(work), self.job.request.stage)]
@@ -190,30 +191,27 @@ class Saver:
                 self.fail(works[event.key, event.variation], event.reason)
             yield event
 
-    def _write_kept(self, place: Place, row: PreparedSample, path: Path) -> None:
-        """Write what was given of a target as it was used, or the mask of what stays, white."""
+    def _pack_kept(self, place: Place, row: PreparedSample) -> bytes:
+        """What was given of a target as it was used, or the mask of what stays, white."""
         kept, codec = row.kept[place.modality], self.codecs[place.modality]
         if kept.whole is not None:
             kept = replace(kept, value=kept.whole[0], mask=kept.whole[1])
         if place.form == "mask":
             assert kept.mask is not None
-            write_png(np.where(kept.mask, np.uint8(255), np.uint8(0)), path)
-        elif place.form == "kept_ids":
-            write_ids(kept.value, path)
-        elif isinstance(codec, GridCodec):
-            codec.write(kept.value, path)
-        else:
-            path.write_text(kept.value, encoding="utf-8", errors="surrogateescape", newline="")
+            return pack_png(np.where(kept.mask, np.uint8(255), np.uint8(0)))
+        if place.form == "kept_ids":
+            return pack_ids(kept.value)
+        return codec.pack(kept.value) if isinstance(codec, GridCodec) else _pack_text(kept.value)
 
     def _record_frame(self, row: PreparedSample) -> None:
         """Record where the square lies in its picture; super-resolution beside its run has that already."""
         if row.frame is not None and not self.job.request.is_beside:
-            self.sink.write(FRAMES, row.work, partial(_fill, format_frame(row.frame)))
+            self.sink.write(FRAMES, row.work, partial(_pack_text, format_frame(row.frame)))
 
-    def _write(self, place: Place, work: Work, write: Callable[[Path], object]) -> None:
+    def _write(self, place: Place, work: Work, pack: Pack) -> None:
         # A file that variations share may have been written with another variation.
         if not (place.shared and self.sink.holds(place, work)):
-            self.sink.write(place, work, write)
+            self.sink.write(place, work, pack)
 
     def _png_texts(self, row: PreparedSample, is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""
@@ -239,6 +237,11 @@ class Saver:
         return {name: str(fact) for name, fact in facts.items() if fact is not None}
 
 
-def _fill(text: str, path: Path) -> None:
-    """Write a text in UTF-8."""
-    path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+def _pack_text(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def _pack_preview(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()

@@ -1,26 +1,22 @@
 """Where the files of a run go: each to a path of its own, or with the others of their shard into tars."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 from typing import Protocol
 
 from fourm.data.layout import Place
-from fourm.data.opening import read_bytes
-from fourm.data.writing import write_atomic
+from fourm.data.writing import write_data
 from fourm.inputs.conditions import Work
-from fourm.output.processes import Listed, Process, list_files
+from fourm.output.processes import Listed, Process, list_data, list_files
 from fourm.output.record import FRAMES
 from fourm.output.samples import Run, SampleWriter
 from fourm.output.shard_files import ShardFiles
 from fourm.output.sharded import Member, ShardFailure
 from fourm.runs.job import Job
 
-_MAX_BYTES = 1 << 32  # of one file in a shard
-Write = Callable[[Path], object]  # writes the contents of a file to a path
+Pack = Callable[[], bytes]  # makes the contents of a file
 
 
 class Sink(Protocol):
@@ -39,7 +35,7 @@ class Sink(Protocol):
     def holds(self, place: Place, work: Work) -> bool:
         """Whether a file is there, complete."""
 
-    def write(self, place: Place, work: Work, write: Write) -> None:
+    def write(self, place: Place, work: Work, pack: Pack) -> None:
         """Write one file."""
 
     def note(self, places: Sequence[Place], work: Work) -> None:
@@ -63,6 +59,7 @@ class FolderSink:
     process: Process
     listed: Mapping[str, Listed]  # checksums of files of earlier runs, by path relative to the folder
     samples: SampleWriter
+    _written: dict[Path, Listed] = field(default_factory=dict)  # files whose checksum is not listed yet
     _hashed: set[Path] = field(default_factory=set)  # shared files whose checksum is listed
     _lock: RLock = field(default_factory=RLock)  # held while something is recorded
 
@@ -92,8 +89,10 @@ class FolderSink:
     def holds(self, place: Place, work: Work) -> bool:
         return self.job.is_complete(place, work, self.listed)
 
-    def write(self, place: Place, work: Work, write: Write) -> None:
-        write_atomic(self.job.request.out, self.job.path(place, work), write)
+    def write(self, place: Place, work: Work, pack: Pack) -> None:
+        path, data = self.job.path(place, work), pack()
+        write_data(self.job.request.out, path, data)
+        self._written[path] = list_data(data)
 
     def note(self, places: Sequence[Place], work: Work) -> None:
         self._note_checksums([self.job.path(place, work) for place in places])
@@ -105,6 +104,8 @@ class FolderSink:
         with self._lock:
             self.begin([work])
             self.process.add_failure(*work.result, reason, self.run.stage, self.job.paths(work))
+            for path in self._all_paths(work):
+                self._written.pop(path, None)
 
     def paths(self, work: Work) -> tuple[Path, ...]:
         return self.job.paths(work)
@@ -122,7 +123,9 @@ class FolderSink:
             new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
             if not new:
                 return
-            self.process.add_checksums(list_files(self.job.request.out, new))
+            known = {path: self._written.pop(path) for path in new if path in self._written}
+            listed = list_files(self.job.request.out, new, known)
+            self.process.add_checksums(listed)
             # Only files that variations share are passed more than once, so only those are remembered.
             places = [*(place for place in self.job.written if place.shared), FRAMES]
             shared = [self.job.request.out / place.folder for place in places]
@@ -151,16 +154,8 @@ class ShardSink:
     def holds(self, place: Place, work: Work) -> bool:
         return self._member(place, work) in self.files
 
-    def write(self, place: Place, work: Work, write: Write) -> None:
-        # Codecs write files; one in memory would need a second form of each of them.
-        with tempfile.NamedTemporaryFile(prefix="fourm-", suffix=place.suffix, delete=False) as file:
-            path = Path(file.name)
-        try:
-            write(path)
-            data = read_bytes(path, _MAX_BYTES)
-        finally:
-            with suppress(OSError):
-                path.unlink()
+    def write(self, place: Place, work: Work, pack: Pack) -> None:
+        data = pack()
         with self._lock:
             self._waiting.setdefault(work.result, {})[self._member(place, work)] = data
 

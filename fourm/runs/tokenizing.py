@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fourm import __version__
 from fourm.codecs.files import (
+    pack_ids,
     read_array,
     read_crop_rows,
     read_crops,
@@ -24,7 +25,6 @@ from fourm.codecs.files import (
     read_json,
     read_size,
     write_crops,
-    write_ids,
 )
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.codecs.maps import FORMS
@@ -49,7 +49,7 @@ from fourm.data.writing import (
     create_text,
     make_all,
     remove_leftovers,
-    write_atomic,
+    write_data,
     write_text,
 )
 from fourm.decoding.sampling import Noise
@@ -363,7 +363,7 @@ def _make_tokens(
         return
     for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
         path = run.path(codec.row.name, one.sample.key)
-        write_atomic(run.request.out, path, partial(write_ids, ids.numpy()))
+        write_data(run.request.out, path, pack_ids(ids.numpy()))
 
 
 def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:

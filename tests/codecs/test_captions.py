@@ -140,7 +140,7 @@ def test_captions_of_random_bytes_are_text_or_sample_errors(
 @example("\ufeffa mark in front")
 def test_written_captions_read_back(tmp_path: Path, caption: CaptionCodec, text: str) -> None:
     caption = replace(caption, row=replace(caption.row, max_tokens=1000))  # long enough for any of them
-    caption.write(text, tmp_path / "x.txt")
+    (tmp_path / "x.txt").write_bytes(caption.pack(text))
     assert caption.read(tmp_path / "x.txt") == text
     caption.picture(text)
 

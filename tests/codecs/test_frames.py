@@ -218,7 +218,7 @@ def test_people_of_a_large_picture_are_read_whole_from_files_and_memory_and_draw
     seen = Person((28.0, 112.0, 84.0, 168.0), turn, (0,) * 8, (0.0,) * 10, (1.0, 0.5, 0.0))
     whole = codec.restore(Structured((seen,)), crop)
     assert whole.value[0].box == (375.0, 300.0, 525.0, 450.0)
-    codec.write(whole, tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(codec.pack(whole))
     assert codec.read_whole(tmp_path / "a.json").value == whole.value
     for held in (whole, whole.value, json.loads((tmp_path / "a.json").read_text())):
         assert take_whole(codec, held, "human_poses").value == whole.value

@@ -225,7 +225,7 @@ def test_decoded_values_survive_their_file_and_become_tokens_again(
     values = codec_.decode(full_grid(ids))
     for value in values:
         assert (value.dtype, value.shape) == (dtype, shape)
-        codec_.write(value, tmp_path / f"x{suffix}", {"prompt": "a red circle"})
+        (tmp_path / f"x{suffix}").write_bytes(codec_.pack(value, {"prompt": "a red circle"}))
         assert np.array_equal(codec_.read(tmp_path / f"x{suffix}"), value)
         height, width = shape[-2:] if suffix == ".npy" else shape[:2]
         assert codec_.picture(value).size == (width, height)

@@ -161,7 +161,7 @@ def test_values_go_through_files_and_tokens_of_the_released_vocabulary(
     row: Any, value: tuple[Person | Instance, ...], wordpiece: WordPiece, tmp_path: Path
 ) -> None:
     codec = build_codec(row, None, wordpiece)
-    codec.write(Structured(value), tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(codec.pack(Structured(value)))
     read = codec.read(tmp_path / "x.json")
     assert read == Structured(value)
     slot = codec.encode([read, read])

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from fourm.data.writing import (
     remove_leftovers,
     write_alone,
     write_atomic,
+    write_data,
     write_text,
 )
 from fourm.errors import FourMError, UsageError
@@ -227,6 +229,23 @@ def test_a_folder_is_made_again_that_another_process_removes_at_the_same_moment(
     calls.clear()
     make_below(tmp_path, tmp_path / "processes")
     assert calls == [str(tmp_path / "processes")]
+
+
+def test_a_folder_is_made_once_and_again_if_it_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = list[Path](), writing.make_below
+    monkeypatch.setattr(writing, "make_below", lambda root, folder: (made.append(folder), make(root, folder)))
+    folder = tmp_path / "rgb" / "00000"
+    for name in ("a", "b"):
+        write_data(tmp_path, folder / name, b"x")
+    assert made == [folder]
+    shutil.rmtree(folder)
+    write_data(tmp_path, folder / "c", b"y")
+    assert (folder / "c").read_bytes() == b"y"
+    remove_leftovers(tmp_path)  # the end of a run
+    write_data(tmp_path, folder / "d", b"z")
+    assert made == [folder] * 3
 
 
 def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:

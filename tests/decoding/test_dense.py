@@ -269,7 +269,7 @@ def test_recorded_texts_as_passes_are_joined_with_all_their_instances(
     assert (
         len(found) == sum(len(group.instances) for text in texts for group in parse_instances(text)[0]) > 20
     )
-    codec.write(value, tmp_path / "dense.json")
+    (tmp_path / "dense.json").write_bytes(codec.pack(value))
     again = codec.read(tmp_path / "dense.json")
     assert again.value == value.value
     assert len(json.loads((tmp_path / "dense.json").read_text())[0]["bbox"]) == len(set(found))
@@ -283,7 +283,7 @@ def test_a_picture_of_joined_passes_shows_what_each_of_them_shows(
     texts = [cases[number]["string"] for number in (0, 1, 4)]
     codec = build_codec(DENSE, wordpiece=words)
     (value,) = codec.decode(slot_of([[*words.encode(text), EOS_ID] for text in texts]))
-    codec.write(value, tmp_path / "dense.json")
+    (tmp_path / "dense.json").write_bytes(codec.pack(value))
     groups = codec.read(tmp_path / "dense.json").value
     painted = np.asarray(draw_instances(groups, formula)).any(axis=-1)
     singles = [np.asarray(draw_instances(parse_instances(text)[0], formula)).any(axis=-1) for text in texts]

@@ -395,6 +395,15 @@ def test_failures_of_samples_that_any_later_process_made_are_forgotten(tmp_path:
         assert (tmp_path / FAILURES).exists() == bool(left)
 
 
+def test_a_list_of_failures_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
+    process = begin(tmp_path, Launch(0, 2, now()))
+    fail(process, "a/1", "first", 0, "caption/a/1.txt")
+    close_output(process, ALONE)
+    before = (tmp_path / FAILURES).stat()
+    close_output(begin(tmp_path, Launch(1, 2, now())), ALONE)
+    assert (tmp_path / FAILURES).stat() == before
+
+
 def test_a_file_that_is_there_but_wrong_is_no_sign_of_success(tmp_path: Path) -> None:
     process = begin(tmp_path)
     path = tmp_path / "caption" / "a.txt"

@@ -161,15 +161,15 @@ def test_a_sample_that_cannot_be_written_fails_alone_and_in_its_place(
 ) -> None:
     monkeypatch.setattr(background, "BESIDE", devices)
     monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))  # three are written at once
-    write, number = GridCodec.write, devices == {"cpu"}
+    pack, number = GridCodec.pack, devices == {"cpu"}
 
-    def scripted(codec: GridCodec, value: Any, path: Path, text: Any = None) -> None:
+    def scripted(codec: GridCodec, value: Any, text: Any = None) -> bytes:
         if text and text["sample"] == KEYS[1]:
             raise SampleError("too dark")
         time.sleep(0.05 * (text["sample"] in KEYS[::3]))  # the first of each batch is the last one done
-        write(codec, value, path, text)
+        return pack(codec, value, text)
 
-    monkeypatch.setattr(GridCodec, "write", scripted)
+    monkeypatch.setattr(GridCodec, "pack", scripted)
     events = list(run(request(tiny, tmp_path / f"{number}", batch_size=3)))
     assert told(events) == [("Failed" if key == KEYS[1] else "Saved", key) for key in KEYS]
     assert isinstance(events[-1], Finished)

@@ -222,15 +222,15 @@ def test_memory_that_runs_out_after_some_of_a_group_are_done_makes_nothing_twice
 def test_checksums_of_samples_are_noted_that_were_written_before_memory_ran_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write, paths = GridCodec.write, list[Path]()
+    pack, values = GridCodec.pack, list[Any]()
 
-    def scripted(codec: GridCodec, value: Any, path: Path, **rest: Any) -> None:
-        paths.append(path)
-        if len(paths) == 3:
+    def scripted(codec: GridCodec, value: Any, **rest: Any) -> bytes:
+        values.append(value)
+        if len(values) == 3:
             raise MemoryError
-        write(codec, value, path, **rest)
+        return pack(codec, value, **rest)
 
-    monkeypatch.setattr(GridCodec, "write", scripted)
+    monkeypatch.setattr(GridCodec, "pack", scripted)
     monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))
     make_four(tmp_path / "out")
     verdict = verify_folder(tmp_path / "out")

@@ -14,6 +14,7 @@ from fourm.data.layout import Key, Place, Sample, samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request, World
+from fourm.output import processes
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved, Started
@@ -192,6 +193,23 @@ def test_a_finished_run_is_left_as_it_is(tiny: Path, made: Path, out: Path) -> N
     (started,) = [e for e in run(request(tiny, out, resume=True)) if isinstance(e, Started)]
     assert (started.total, started.skipped) == (6, 6)
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_no_file_of_a_result_is_read_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, digest = list[str](), processes.sha256_of_file
+
+    def watched(path: Path) -> str:
+        read.append(path.relative_to(tmp_path).as_posix())
+        return digest(path)
+
+    monkeypatch.setattr(processes, "sha256_of_file", watched)
+    list(run(request(tiny, tmp_path)))
+    assert read == ["samples/00000.jsonl"]  # once for each thousand samples
+    monkeypatch.undo()
+    verdict = verify_folder(tmp_path)
+    assert verdict.ok, verdict.findings
 
 
 def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -> None:
