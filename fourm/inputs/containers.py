@@ -67,6 +67,10 @@ class Places:
         name, dot, kind = ending.partition(".")
         return name if dot and f".{kind}" in EXTENSIONS and name in self.known else ""
 
+    def shown(self, ending: str) -> str:
+        """An ending as messages have it, with the name of the text that is read of it."""
+        return f"{ending}/{self.column}" if ending == _JSON and self.column is not None else ending
+
     def of_columns(self, kinds: Mapping[str, str]) -> dict[str, str]:
         """The column of each name, for columns of these kinds."""
         found = {name: name for name, kind in kinds.items() if kind and name in self.known}
@@ -226,7 +230,8 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
             listed = ", ".join(sorted(map(printable, counts))[:_SHOWN]) or "none"
             raise UsageError(_nothing_for(first, names[0], f"its other endings are {listed}", "ENDING"))
     read = [
-        f"{name} from {printable(ending)}" for ending, name in sorted(used.items(), key=lambda one: one[::-1])
+        f"{name} from {printable(reader.places.shown(ending))}"
+        for ending, name in sorted(used.items(), key=lambda one: one[::-1])
     ]
     return _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
 

@@ -125,7 +125,9 @@ def test_tars_of_img2dataset_are_samples_by_key(model: ModelFiles, tmp_path: Pat
     ]
     assert keys(read(model, tmp_path / "data/00001.tar")) == keys(found)[2:4]
     assert keys(read(model, tmp_path / "data", num_samples=3)) == keys(found)[:3]
-    one = read(model, tmp_path / "data", "caption", column="alt").samples[1]
+    named = read(model, tmp_path / "data", "caption", column="alt")
+    assert "caption from json/alt; other endings: jpg (2), txt (2)" in named.notes[0]
+    one = named.samples[1]
     assert one.files["caption"] == tmp_path / "data/00000.tar/000000001.json/alt"
     assert read_text(one.files["caption"]) == "a blue square 1"
 
