@@ -141,7 +141,12 @@ class Tally:
     @property
     def todo(self) -> int:
         """Results (samples times variations) that this run has to make."""
-        return self.start.total - self.start.skipped
+        return max(self.start.total - self.start.skipped, 0)
+
+    @property
+    def todo_text(self) -> str:
+        """The number of results to make, or `?`."""
+        return f"{self.todo}" if self.start.total else "?"
 
     @property
     def unit(self) -> str:
@@ -151,11 +156,12 @@ class Tally:
     @property
     def saved_text(self) -> str:
         """How many results are there, of how many: `3 of 20 samples are saved`."""
-        if not self.start.total:
+        if not (self.start.total or self.counts[Saved]):
             return "it had not begun to make anything"
         which = " of super-resolution" if self.start.stage == "sr" else ""
         there = self.start.skipped + self.counts[Saved]
-        return f"{there} of {self.start.total} {self.unit}s{which} are saved"
+        of = f" of {self.start.total}" if self.start.total else ""
+        return f"{there}{of} {self.unit}s{which} are saved"
 
     @property
     def rate_text(self) -> str:
@@ -167,7 +173,11 @@ class Tally:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
         if not self.start.steps and self.done:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
-        if not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
+        if (
+            not self.start.total
+            or not self.counts[Stepped]
+            or (self.start.evaluations and not self.evaluations)
+        ):
             return None
         whole = self.todo * self.decoding_seconds / self.decoded if self.decoded else 0.0
         if self.evaluations:
@@ -206,6 +216,7 @@ def headline(start: Started) -> str:
     """The line at the start of a run: samples, model, device, dtype, batch size."""
     unit = f"results, {start.variations} variations each"
     what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
+    what = counted(start.shards, "shard") if start.shards and not start.total else what
     what = f"super-resolution of {what}" if start.stage == "sr" else what
     skipped = f", {start.skipped} already complete" if start.skipped else ""
     steps = f"{counted(start.steps, 'decoding step')}, " if start.steps else ""
@@ -222,7 +233,7 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
     elif isinstance(event, Detokenized):
         what = f"; {event.target} to values, step {event.done}/{event.total}"
     time_left = "" if left is None else f", {duration(left)} left"
-    return f"{tally.counts[Saved]}/{tally.todo} {tally.unit}s{what}{time_left}"
+    return f"{tally.counts[Saved]}/{tally.todo_text} {tally.unit}s{what}{time_left}"
 
 
 def summary(end: Finished, tally: Tally) -> str:

@@ -14,9 +14,11 @@ def run_share(batch: Batch, share: Share) -> Iterator[Event]:
     started, worker = time.perf_counter(), Worker(batch)
     job, stages = worker.stages[0].job, len(batch.requests)
     skipped = share.done.saved + share.done.failed
-    due = sum(shard.count or 0 for shard in share.todo) * batch.variations * stages
+    counts = [shard.count for shard in share.todo]
+    due = sum(count or 0 for count in counts) * batch.variations * stages
     yield Started(
-        total=skipped + due, skipped=skipped, batch_size=job.batch_size, model=job.request.model.name,
+        total=0 if None in counts else skipped + due, skipped=skipped,
+        batch_size=job.batch_size, model=job.request.model.name,
         device=str(job.device), steps=sum(len(stage.job.request.chain.steps) for stage in worker.stages),
         evaluations=count_evaluations(job.request, job.places), variations=batch.variations, dtype=job.dtype,
         shards=len(share.shards),

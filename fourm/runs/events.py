@@ -21,7 +21,8 @@ def _to_json(event: "Event") -> dict[str, object]:
 class Started:
     """The run has counted its work and starts decoding."""
 
-    total: int  # results (samples times variations) of this process, including the skipped ones
+    # Results (samples times variations) of this process, with those skipped; 0: not known, of a sharded run.
+    total: int
     skipped: int  # results that an earlier run completed
     batch_size: int
     model: str

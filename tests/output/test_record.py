@@ -29,7 +29,10 @@ ODD = [
 ]  # fmt: skip
 
 
-KINDS = {"variation": int | None, "batch_size": int | None, "input": Input | None}
+KINDS = {
+    "variation": int | None, "batch_size": int | None, "input": Input | None, "shard_size": int | None,
+    "shards": int | None,
+}  # fmt: skip
 
 
 def is_a_record(out: Path) -> bool:
@@ -77,7 +80,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": -1}, "run.seed is -1"), ({"seed": 2**64}, "run.seed is"), ({"samples": 0}, "samples is 0"),
+        ({"seed": -1}, "run.seed is -1"), ({"seed": 2**64}, "run.seed is"), ({"samples": 0}, "counts are 0"),
         ({"num_variations": 10**9}, "num_variations is 10+,"), ({"variation": 1}, "no variation 1"),
         ({"variation": -1}, "variation is -1"), ({"stage": "other"}, "stage is 'other'"),
         ({"detokenizer_steps": 0}, "detokenizer_steps is 0"), ({"preview": -1}, "preview is -1"),
