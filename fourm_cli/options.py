@@ -174,20 +174,20 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "num_variations": option("Results per sample.", "K", RUN, min=1, show_default="1"),
     "seed": option("Seed of all random draws.", "S", RUN, min=0, show_default="0"),
     "fit": option(
-        "How a picture becomes the square that the model sees: crop (its centre) or pad (all of it, with a "
-        "border).", "crop|pad", RUN, show_default="crop", autocompletion=one_of("crop", "pad")),
+        "How a picture becomes a square: crop (its centre) or pad (all of it, with a border).",
+        "crop|pad", RUN, show_default="crop", autocompletion=one_of("crop", "pad")),
     "batch_size": option("Results decoded together.", "auto|N", RUN),
     "shard": option(
-        "Make one n-th of the results, 0/4 to 3/4, of a shared --out; array, slurm and k8s/N take i and n "
-        "from a SLURM array, from srun, from an indexed Job of Kubernetes.", "i/n", RUN,
+        "One n-th of the results, 0/4 to 3/4, of a shared --out; array, slurm, k8s/N: of a SLURM "
+        "array, srun, an indexed Job.", "i/n", RUN,
         autocompletion=one_of("array", "slurm", "k8s/")),
     "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
                   parser=output_path),
     "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
     "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
     "format": option(
-        "files, or for many samples shards: tars of each folder (shards), tars of all (webdataset), tables "
-        "(parquet).", "NAME", OUTPUT, show_default="files", autocompletion=one_of(*FORMATS)),
+        "files; of many samples shards (tars), webdataset, parquet.",
+        "NAME", OUTPUT, show_default="files", autocompletion=one_of(*FORMATS)),
     "shard_size": option("Samples of a shard, at most.", "N", OUTPUT, min=1, show_default=str(SHARD_SIZE)),
     "retry_failed": option("Make shards with failed samples again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
@@ -200,7 +200,7 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "blend": option("Lay what --keep keeps over the generated picture, with a soft seam, or leave what the "
                     "decoder makes of its tokens.", None, OUTPUT),
     "restore": option(
-        "Write pictures, maps, boxes and poses in the size and frame of the whole picture.", None, OUTPUT),
+        "Write pictures, maps, boxes as large as the whole picture.", None, OUTPUT),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),

@@ -103,7 +103,7 @@ OPTIONS = (
            "passes don't see it"),
     Option("cfg_grow_conditioning", "grow_cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "top_p", Item.NUMBER,
-           "Draw from the tokens that make up this probability; 0 is off"),
+           "Draw from the tokens of this probability in all; 0 is off"),
     Option("top_k", "top_k", Item.COUNT_OR_SHARE,
            "Draw from this many tokens (50) or this share of all (0.05); 0 is off"),
 )  # fmt: skip
