@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fourm.data.storage import as_addresses
 from fourm.errors import printable
 
 Clock = Callable[[], float]  # seconds
@@ -48,7 +49,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
 
 def as_typed(text: str) -> str:
     """A message of the library with its settings as options: `batch_size=4` becomes --batch-size 4."""
-    return _SETTING.sub(_as_option, text)
+    return _SETTING.sub(_as_option, as_addresses(text))
 
 
 def _as_option(setting: re.Match[str]) -> str:

@@ -20,9 +20,11 @@ PUBLIC = {
     "parts": "Part list_part list_parts",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
-    "prompts": """COLUMNS JSON_LINES OTHER_TEXTS PartOfTable missing_file parse_columns parse_prompts
+    "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts
         read_file read_stream""",
     "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",
+    "storage": """RemoteFolder as_addresses check_address fetch_remote find_remote_containers is_remote
+        local_file remote_container temporary_copies""",
     "tars": "TarIndex read_tar",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of

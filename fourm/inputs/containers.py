@@ -30,9 +30,10 @@ from fourm.data.layout import (
     Sample,
 )
 from fourm.data.prompts import COLUMNS
+from fourm.data.storage import fetch_remote, is_remote, remote_container
 from fourm.data.tars import TarIndex, read_tar
 from fourm.errors import UsageError, near_match, printable
-from fourm.hub.datasets import fetch_container
+from fourm.hub.datasets import fetch_container, hub_container
 from fourm.hub.files import ModelFiles
 from fourm.inputs.datasets import CAPTION, Wanted, chosen
 from fourm.inputs.listing import folders_of
@@ -253,8 +254,18 @@ def _names_of(row: Modality, is_raw: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*row.value_names[::-1], *folders_of(row)))) if is_raw else (row.name, row.key)
 
 
+def found_container(origin: str, name: str) -> Container:
+    """The container on the Hub, or in an object store, that a process elsewhere has found."""
+    return remote_container(origin, name) if is_remote(origin) else hub_container(origin, name)
+
+
+def _fetch(container: Container) -> None:
+    """Fetch the file of a container that is elsewhere and not here yet."""
+    (fetch_remote if is_remote(container.origin) else fetch_container)(container)
+
+
 def _index(container: Container) -> TarIndex:
-    fetch_container(container)
+    _fetch(container)
     try:
         return read_tar(container.path)
     except OSError as error:
@@ -262,8 +273,8 @@ def _index(container: Container) -> TarIndex:
 
 
 def columns_of(container: Container) -> Columns:
-    """The rows and columns of a file, which is fetched first if it is on the Hub."""
-    fetch_container(container)
+    """The rows and columns of a file, which is fetched first if it is elsewhere."""
+    _fetch(container)
     return read_columns(container.path)
 
 

@@ -22,10 +22,10 @@ from fourm.data.parts import Part, list_parts
 from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
+from fourm.data.storage import is_remote, local_file
 from fourm.errors import UsageError
-from fourm.hub.datasets import hub_container
 from fourm.hub.files import ModelFiles
-from fourm.inputs.containers import ContainerReader, columns_of, container_reader, describe
+from fourm.inputs.containers import ContainerReader, columns_of, container_reader, describe, found_container
 from fourm.inputs.datasets import CAPTION, Wanted, read_part
 from fourm.inputs.origins import conditions_from
 from fourm.inputs.sources import (
@@ -142,10 +142,10 @@ class _Lines:
 
     def read(self, shard: Shard) -> Dataset:
         _, file, begin, end, line = shard.parts
-        path, lines = Path(str(file)), LineRange(shard.count or 0, int(begin), int(end), int(line))
+        path, lines = local_file(str(file)), LineRange(shard.count or 0, int(begin), int(end), int(line))
         part = PartOfTable(lines.line, self.names)
         suffix, first = path.suffix.lower(), shard.first or 0
-        samples = parse_texts(lines.read(path), str(path), suffix, self.rows, self.column, first, part)
+        samples = parse_texts(lines.read(path), str(file), suffix, self.rows, self.column, first, part)
         problems = problems_of(samples, self.rows, self.model)
         checked = [
             replace(sample, problem=problem) if problem else sample
@@ -174,8 +174,9 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     if scan.has_marks:  # they decide what is made, so all texts have to be known
         return _find_listed(replace(asked, source=replace(source, data=str(path))), stdin)
     first, shards = 0, list[Shard]()
+    file = source.data if source.data and is_remote(source.data) else str(path)
     for number, lines in enumerate(scan.ranges):
-        parts = ("lines", str(path), lines.begin, lines.end, lines.line)
+        parts = ("lines", file, lines.begin, lines.end, lines.line)
         shards.append(Shard(number, shard_name(number), first, lines.count, parts))
         first += lines.count
     shards = take_shards(shards, source.num_samples)
@@ -194,8 +195,10 @@ class _Containers:
 
     def read(self, shard: Shard) -> Dataset:
         kind, file, name, *rows = shard.parts
-        is_hub = kind == "hub"
-        container = hub_container(str(file), str(name)) if is_hub else Container(Path(str(file)), str(name))
+        is_elsewhere = kind == "elsewhere"
+        container = (
+            found_container(str(file), str(name)) if is_elsewhere else Container(Path(str(file)), str(name))
+        )
         if not rows:
             dataset = self.reader.read([container])
         else:
@@ -204,7 +207,7 @@ class _Containers:
 
 
 def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
-    """Shards of tars and of files on the Hub, each of which is one, and ranges of rows of other files."""
+    """Shards of tars and of files elsewhere, each of which is one, and ranges of rows of other files."""
     source = asked.source
     if not source.containers or not asked.read or source.subset_seed is not None:
         return None
@@ -216,7 +219,7 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
     shards = list[Shard]()
     for one in source.containers:
         if not is_counted:
-            kind, file = ("hub", one.origin) if one.origin else ("tar", str(one.path))
+            kind, file = ("elsewhere", one.origin) if one.origin else ("tar", str(one.path))
             shards.append(Shard(len(shards), one.name, parts=(kind, file, one.name)))
             continue
         parts, num_rows = ("rows", str(one.path), one.name), columns_of(one).num_rows

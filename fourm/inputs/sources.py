@@ -30,6 +30,8 @@ from fourm.data.pictures import (
     names_in,
 )
 from fourm.data.prompts import (
+    JSON_LINES,
+    TABLES,
     PartOfTable,
     missing_file,
     parse_columns,
@@ -37,6 +39,7 @@ from fourm.data.prompts import (
     read_file,
     read_stream,
 )
+from fourm.data.storage import check_address, find_remote_containers, is_remote, local_file
 from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
@@ -51,6 +54,7 @@ from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
 from fourm.schedule.keeps import MASK, Keep
 
+_TEXTS = (".txt", *JSON_LINES, *TABLES)
 EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input
 
 
@@ -90,10 +94,14 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
     data, paths = source.data, source.paths
     if source.containers:
         return source
-    if data is not None and is_hub_data(data):
+    if data is not None and (is_hub_data(data) or is_remote(data)):
         if paths:
             raise _mixed_error(data, paths[0])
-        return replace(source, containers=find_hub_containers(data))
+        if is_remote(data) and data.lower().endswith(_TEXTS):
+            return replace(source, data=check_address(data))
+        return replace(
+            source, containers=(find_hub_containers if is_hub_data(data) else find_remote_containers)(data)
+        )
     if data is not None:
         local_name(data)
         is_folder = os.path.isdir(data)
@@ -347,7 +355,7 @@ def _mixed_error(dataset: str, other: str) -> UsageError:
 def _check_file(data: str) -> None:
     """Refuse a file of `data` that does not exist or cannot be read."""
     try:
-        if data not in (STREAM, PARTI, EMPTY):
+        if data not in (STREAM, PARTI, EMPTY) and not is_remote(data):
             os.stat(data)
     except FileNotFoundError as error:
         raise missing_file(Path(data)) from error
@@ -443,7 +451,7 @@ def text_file(source: Source, model: ModelFiles) -> Path:
     """The file of texts that a source names; without `data`, that of the model."""
     if source.data == PARTI and not os.path.exists(PARTI):
         return find_parti()
-    path = model.prompts if source.data is None else Path(source.data)
+    path = model.prompts if source.data is None else local_file(source.data)
     if path is None:
         why = "has no prompts of its own; give some, or a file with `data=FILE`"
         raise UsageError(f"model '{model.name}' {why}")

@@ -301,7 +301,7 @@ def test_mistakes_are_one_sentence(model: ModelFiles, tmp_path: Path) -> None:
         "empty.parquet": "empty.parquet: is damaged, or no file of columns",
         "no.tar": "can be read: .*no.tar: is cut off or damaged",
         "rows.parquet": "holds no row|no sample has",
-        "s3://bucket/{0..9}.tar": "s3:// is not supported",
+        "ftp://bucket/{0..9}.tar": "ftp:// is not supported",
     }.items():
         conditions = "caption" if data == "rows.parquet" else "rgb"
         with pytest.raises(UsageError, match=why) as caught:

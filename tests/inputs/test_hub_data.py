@@ -116,7 +116,7 @@ def test_the_command_line_reads_a_data_set_of_the_hub(run: Run, data: Hub, tmp_p
     code, _, err = run("generate", *given, "--out", tmp_path / "out")
     assert code == 0, err
     assert (tmp_path / "out/depth/00001/000010000.npy").is_file()
-    code, _, err = run("generate", "--data", "s3://bucket/x.tar", "--out", tmp_path / "x")
-    assert (code, "s3:// is not supported" in err) == (2, True)
+    code, _, err = run("generate", "--data", "ftp://bucket/x.tar", "--out", tmp_path / "x")
+    assert (code, "ftp:// is not supported" in err) == (2, True)
     found = classify_source(Source(data=SET), find_model("demo"))
     assert len(found.containers) == 3

@@ -1,0 +1,127 @@
+"""Files of an object store as inputs: listed without being read, fetched for their shard, then deleted."""
+
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from fourm.data import storage
+from fourm.data.storage import as_addresses, find_remote_containers, temporary_copies
+from fourm.errors import MissingError, UsageError
+from fourm.hub.files import ModelFiles, find_model
+from fourm.inputs.shards import Shards, list_shards
+from fourm.inputs.sources import Source, read_samples
+from tests.inputs.test_containers import write_rows, write_tars
+
+NOTHING = io.BytesIO()
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFiles:
+    return find_model("demo")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Any]:
+    """An object store with tars, Parquet files and prompts."""
+    store = fsspec.filesystem("memory")
+    write_tars(tmp_path / "tars", 3, 2)
+    for path in (tmp_path / "tars").glob("*.tar"):
+        store.pipe_file(f"/some/tars/{path.name}", path.read_bytes())
+    for number in range(2):
+        store.pipe_file(f"/some/rows/{number}.parquet", write_rows(tmp_path / "x.parquet").read_bytes())
+    store.pipe_file("/some/p.txt", b"a red circle\na blue square\na dog\n")
+    yield store
+    store.store.clear()
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is fetched, in order; nothing is here before."""
+    found, before = list[str](), storage._fetch
+
+    def fetch(address: str, path: Path, size: int | None) -> None:
+        found.append(address)
+        before(address, path, size)
+
+    for path in storage._files_below(storage._home(storage.os.getpid())):
+        path.unlink()
+    monkeypatch.setattr(storage, "_fetch", fetch)
+    return found
+
+
+def test_each_tar_is_fetched_for_its_shard_and_then_deleted(
+    store: Any, model: ModelFiles, fetched: list[str], tmp_path: Path
+) -> None:
+    shards: Shards = list_shards(Source(data="memory://some/tars/*.tar"), ["rgb@64"], model, NOTHING)
+    assert [shard.name for shard in shards.shards] == ["00000", "00001", "00002"]
+    assert fetched == ["memory://some/tars/00000.tar"]  # which says what the endings are
+    elsewhere: Shards = pickle.loads(pickle.dumps(shards))
+    with temporary_copies():
+        samples = elsewhere.samples(elsewhere.shards[2]).samples
+        assert fetched[1:] == ["memory://some/tars/00002.tar"]
+        path = samples[0].files["rgb@64"].parent
+        assert path.is_file()
+        assert as_addresses(f"{path}: is bad") == "memory://some/tars/00002.tar: is bad"
+    assert not path.exists()
+    here = list_shards(Source(data=str(tmp_path / "tars/*.tar")), ["rgb@64"], model, NOTHING)
+    assert [one.key for one in samples] == [one.key for one in here.samples(here.shards[2]).samples]
+
+
+def test_prompts_and_tables_are_read_like_those_here(store: Any, model: ModelFiles) -> None:
+    source = Source(data="memory://some/p.txt")
+    shards: Shards = list_shards(source, ["caption"], model, NOTHING, size=2)
+    assert [shard.parts[1] for shard in shards.shards] == ["memory://some/p.txt"] * 2
+    found = [one for shard in shards.shards for one in shards.samples(shard).samples]
+    assert [one.caption for one in found] == ["a red circle", "a blue square", "a dog"]
+    assert list(read_samples(source, ["caption"], model, NOTHING).samples) == found
+    rows: Shards = list_shards(Source(data="memory://some/rows"), ["caption"], model, NOTHING)
+    assert [len(rows.samples(shard).samples) for shard in rows.shards] == [3, 3]
+
+
+def test_addresses_mean_files_folders_braces_and_patterns(store: Any) -> None:
+    for name, expected in {
+        "tars": ["00000", "00001", "00002"],
+        "tars/0000{0..1}.tar": ["00000", "00001"],
+        "{tars,tars}/00002.tar": ["tars/00002"],
+        "*/00001.tar": ["tars/00001"],
+    }.items():
+        assert [one.name for one in find_remote_containers(f"memory://some/{name}")] == expected
+    for name, why in {
+        "memory://some/tars/00009.tar": r"00009\.tar: no such file",
+        "memory://some/tars/0000{1..4}.tar": r"2 of 4 files are not there: 00003\.tar, 00004\.tar",
+        "memory://nothing": "there is no tar, Parquet or Arrow file",
+        "memory://some/*.tar": "there is no tar, Parquet or Arrow file",
+        "memory://some/../x.tar": "is not memory://BUCKET/PATH",
+        "s3://me:secret@bucket/x.tar": r"^s3://\.\.\.: an address holds no credentials",
+    }.items():
+        with pytest.raises(UsageError, match=why):
+            find_remote_containers(name)
+    store.pipe_file("/some/tars/00001.tar", b"")
+    (one,) = find_remote_containers("memory://some/tars/00001.tar")
+    store.rm("/some/tars/00001.tar")
+    one.path.unlink(missing_ok=True)
+    with pytest.raises(MissingError, match=r"memory://some/tars/00001\.tar: there is no such file"):
+        storage.fetch_remote(one)
+
+
+def test_errors_of_a_store_are_one_sentence_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> object:
+        raise OSError("cannot connect to\nhttps://me:secret@host/x")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", fail)
+    with pytest.raises(MissingError) as error:
+        find_remote_containers("memory://some")
+    assert str(error.value).endswith("(OSError: cannot connect to https://host/x)")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    with pytest.raises(
+        UsageError, match=r"s3:// needs a package that is missing; `pip install 'fourm\[remote\]'"
+    ):
+        find_remote_containers("s3://bucket/x.tar")
