@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fourm.data.storage import as_addresses
+from fourm.data.copies import as_addresses
 from fourm.errors import printable
 
 Clock = Callable[[], float]  # seconds
@@ -24,7 +24,7 @@ WIDE = 1000  # characters per line of a table in a file or pipe
 _SETTING = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")  # in a message of the library
 
 
-def print_path(path: Path) -> None:
+def print_path(path: str | Path) -> None:
     """Print a path as one line on stdout: the bytes of the file name, whatever the stream's encoding."""
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())

@@ -38,14 +38,17 @@ if TYPE_CHECKING:
 
 @with_options(
     **given.OPTIONS,
+    out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
+               "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
+               parser=options.parse_out),
     dry_run=option("Only say what would be made, its size and time; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
     *, inputs: given.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
     sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
     num_variations: int | None = None, seed: int | None = None, fit: str | None = None,
-    weights: str | None = None, out: Path | None = None, writing: options.Writing, dry_run: bool = False,
-    report: options.Report,
+    weights: str | None = None, out: options.Out | None = None, writing: options.Writing,
+    dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -67,9 +70,12 @@ def generate(
     from fourm.inputs.words import marked_texts
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
 
+    if out is not None:
+        out.check(writing.format)
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
     run_settings = settings.run
+    folder = run_settings.folder if out is None else out.folder
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO
     files = _with_parts(find_model(name if model is None else model), machine, run_settings)
@@ -79,7 +85,7 @@ def generate(
             "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights,
             "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
-        make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
+        make_request = _requester(machine, writing, run_settings, folder)
         make(*_repeat(replay, files, make_request), report, dry_run)
         return
     variations = num_variations or run_settings.num_variations or 1
@@ -87,7 +93,7 @@ def generate(
     settings = replace(settings, base=given.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
-    make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
+    make_request = _requester(machine, writing, run_settings, folder, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
     dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, writing)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
@@ -97,7 +103,8 @@ def generate(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
         num_variations=variations, seed=seed if seed is not None else run_settings.seed or 0,
         only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
-    )]  # fmt: skip
+        store=out.store if out else "",
+    ).staged()]  # fmt: skip
     requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
     make(requests, dataset, report, dry_run, sharded)
 

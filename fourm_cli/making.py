@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm import MKL_VALUE, MKL_VARIABLE
+from fourm.data.copies import as_addresses
 from fourm.data.opening import real
 from fourm.errors import SampleError, UsageError
 from fourm.hub.header import read_header
@@ -211,13 +212,13 @@ def _print_shards(request: "Request", sharded: Sharded, report: options.Report) 
     from fourm.batch.batches import plan
 
     batch, world = plan([request], sharded.shards, sharded.format, sharded.size), request.world
-    share = batch.share(world.rank, world.size)
+    share, out = batch.share(world.rank, world.size), as_addresses(str(request.out))
     if report.as_json:
-        print_json({"out": str(request.out), "format": sharded.format, "samples": sharded.shards.total,
+        print_json({"out": out, "format": sharded.format, "samples": sharded.shards.total,
                     "shards": len(share.shards), "to_make": len(share.todo)})  # fmt: skip
         return
     print_table(("what", "how much"), [
-        ("output folder", str(request.out)),
+        ("output folder", out),
         ("samples", "not known" if sharded.shards.total is None else f"{sharded.shards.total:,}"),
         ("variations of each", f"{batch.variations:,}"),
         ("shards to make", f"{len(share.todo):,} ({len(share.shards) - len(share.todo):,} of "
@@ -251,11 +252,14 @@ def follow(
     with open_log(log_json) if log_json else nullcontext() as log:
         os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
+    out = as_addresses(str(request.out))
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
                  "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
-        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_json(
+            {"out": as_addresses(str(request.out)), **said[0], **({"sr": said[1]} if said[1:] else {})}
+        )
     elif rank == 0:
-        print_path(request.out)
+        print_path(out)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

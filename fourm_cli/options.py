@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from fourm.data.opening import local_name, local_path, no_folder, output_path
+from fourm.data.opening import local_name, local_path, no_folder, output_path, scheme_problem
 from fourm.data.shards import SHARD_SIZE
+from fourm.data.storage import RemoteFolder, check_address, is_remote
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import AUTO, DTYPES, FULL, WEIGHTS
@@ -269,6 +270,28 @@ class Writing:
                 "--format": self.format != FILES,
                 "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore,
                 "--detokenizer-solver": self.detokenizer_solver}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """Where results go."""
+
+    folder: Path  # with a store, a temporary one
+    store: str = ""  # address of a folder in an object store
+
+    def check(self, form: str) -> None:
+        """UsageError for results of a format that is written on this machine only."""
+        if self.store and form == FILES:
+            where = f"{self.store}: {scheme_problem(self.store)}"
+            raise UsageError(f"{where}, or --format shards, webdataset or parquet")
+
+
+def parse_out(text: str) -> Out:
+    """An output folder, on this machine or in an object store."""
+    if not is_remote(text):
+        return Out(output_path(text))
+    store = RemoteFolder(check_address(text))
+    return Out(store.local(), store.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,19 @@
 """A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fourm.batch.remote import Store
 from fourm.data.opening import real
 from fourm.data.shards import SHARD_SIZE, Shard
 from fourm.errors import UsageError, near_match
 from fourm.inputs.request import Request
 from fourm.inputs.shards import Shards
-from fourm.output.joining import open_shards
 from fourm.output.record import FILES, FORMATS, Format
 from fourm.output.shard_files import check_format
-from fourm.output.sharded import Counts, find_done
+from fourm.output.sharded import Counts
 from fourm.runs.sharded import ShardedInput, Stage, prepare, prepare_sr
 
 
@@ -47,22 +47,31 @@ class Batch:
         """Results of each sample."""
         return len(self.requests[0].variations)
 
+    @property
+    def store(self) -> Store:
+        """The folder of the results, wherever it is."""
+        return Store(self.out, self.requests[0].store)
+
+    def staged(self) -> "Batch":
+        """The batch for this process: with results in an object store, `out` is its temporary folder."""
+        return replace(self, requests=tuple(one.staged() for one in self.requests))
+
     def open_folder(self) -> None:
         """Create the folder, or join or continue its run, as the request says; UsageError if it may not.
 
         To be called once by the program that starts workers, or by each of several processes.
         """
-        first = self.requests[0]
-        for number, stage in enumerate(self.stages()):
+        first, batch = self.requests[0], self.staged()
+        for number, stage in enumerate(batch.stages()):
             overwrite, resume = first.overwrite and not number, first.resume or number > 0
-            open_shards(self.out, stage.run.record, first.world.size, resume, overwrite, stage.run.file)
+            batch.store.open(stage.run.record, first.world.size, resume, overwrite, stage.run.file)
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
         """Every size-th shard from `rank` on, and what is to be made of them."""
         shards, todo, faults = self.shards.shards[rank::size], dict[int, Shard](), list[str]()
-        sums = Counts()
-        for stage in self.stages():
-            done, found = find_done(self.out, shards, stage.settings, stage.run.file)
+        sums, batch = Counts(), self.staged()
+        for stage in batch.stages():
+            done, found = batch.store.find_done(shards, stage.settings, stage.run.file)
             faults += found
             for shard in shards:
                 counts = done.get(shard.number)
@@ -103,6 +112,9 @@ def plan(
     if first.overwrite and first.world.size > 1:
         what = "deletes what other processes make; start one process with it, and then all of them"
         raise UsageError(f"`overwrite=True` {what}")
+    if first.overwrite and first.store:
+        what = "is in an object store, where nothing is deleted; delete it yourself, or name another folder"
+        raise UsageError(f"`overwrite=True`: {first.store} {what}")
     for path in (part for shard in shards.shards[:1] for part in shard.parts[1:2]):
         if first.overwrite and real(Path(str(path))).is_relative_to(real(first.out)):
             raise UsageError(f"`out={first.out}`: `overwrite=True` would delete {path}, which this run reads")

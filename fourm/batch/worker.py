@@ -1,17 +1,17 @@
 """Makes shards one after the other, in one process that loads its models once."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from fourm.batch.batches import Batch
+from fourm.data.copies import temporary_copies
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
 from fourm.data.writing import remove_leftovers
 from fourm.errors import UsageError
-from fourm.output.joining import open_shards
-from fourm.output.sharded import Counts, Marker, ShardFailure, marker_path, read_done
+from fourm.output.sharded import Counts, Marker, ShardFailure
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.sharded import Stage, make_shard, samples_for_sr
@@ -39,11 +39,12 @@ class Worker:
     _loaded: list[LoadedModel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.batch = self.batch.staged()
         device = self.device or self.batch.requests[0].device
         requests = tuple(replace(one, device=device, overwrite=False) for one in self.batch.requests)
         self.stages = replace(self.batch, requests=requests).stages()
         for stage in self.stages:
-            open_shards(stage.run.root, stage.run.record, 2, True, False, stage.run.file)
+            self.batch.store.open(stage.run.record, 2, True, False, stage.run.file)
         for stage in self.stages:
             job = stage.job
             request = job.request
@@ -63,7 +64,21 @@ class Worker:
 
     def events(self, shard: Shard) -> Iterator[Event | Report]:
         """The events of making a shard, then its report."""
-        started, markers, was_done, read = time.perf_counter(), list[Marker](), True, None
+        started, markers = time.perf_counter(), list[Marker]()
+        store, records = self.batch.store, [stage.run.file for stage in self.stages]
+        try:
+            with temporary_copies():
+                was_done = yield from self._make(shard, markers)
+        finally:
+            store.forget(markers, records)
+        yield Report(
+            shard, _sum(markers), tuple(failure for one in markers for failure in one.failures),
+            markers[0].incomplete, round(time.perf_counter() - started, 3), was_done,
+        )  # fmt: skip
+
+    def _make(self, shard: Shard, markers: list[Marker]) -> Generator[Event, None, bool]:
+        """The events of making a shard, and whether it was whole; `markers` get that of each stage."""
+        was_done, read = True, None
         for number, stage in enumerate(self.stages):
             marker = self._done(stage, shard) if was_done else None
             if marker is None:
@@ -76,12 +91,12 @@ class Worker:
                         marker = event
                     else:
                         yield event
-            assert marker is not None
-            markers.append(marker)
-        yield Report(
-            shard, _sum(markers), tuple(failure for one in markers for failure in one.failures),
-            markers[0].incomplete, round(time.perf_counter() - started, 3), was_done,
-        )  # fmt: skip
+                assert marker is not None
+                markers.append(marker)
+                self.batch.store.put(marker, stage.run.file)
+            else:
+                markers.append(marker)
+        return was_done
 
     def close(self) -> None:
         """Release the memory of the models; the next shard loads them again."""
@@ -91,9 +106,8 @@ class Worker:
 
     def _done(self, stage: Stage, shard: Shard) -> Marker | None:
         """The marker of a shard that is whole."""
-        path = marker_path(stage.run.root, shard.name, stage.run.file)
         with suppress(UsageError):  # whoever starts the workers says what is damaged
-            marker = read_done(path, stage.run.root, stage.settings)
+            marker = self.batch.store.read_done(shard, stage.settings, stage.run.file)
             if not (self.batch.retry_failed and marker.counts.failed):
                 return marker
         return None
@@ -102,6 +116,7 @@ class Worker:
         if not markers:
             assert read is not None
             return read
+        self.batch.store.get(markers[0])
         return samples_for_sr(self.stages[0].run, markers[0], stage.job.request, read)
 
 

@@ -7,6 +7,7 @@ PUBLIC = {
     "columns": "BYTES Columns PICTURE TEXT read_columns",
     "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
         is_container is_there name_containers read_member split_path""",
+    "copies": "as_addresses temporary_copies",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
         choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
         match_spellings suffix_of""",
@@ -23,8 +24,8 @@ PUBLIC = {
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts
         read_file read_stream""",
     "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",
-    "storage": """RemoteFolder as_addresses check_address fetch_remote find_remote_containers is_remote
-        local_file remote_container temporary_copies""",
+    "storage": """RemoteFolder check_address fetch_remote find_remote_containers is_remote local_file
+        remote_container""",
     "tars": "TarIndex read_tar",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of

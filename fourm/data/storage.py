@@ -1,24 +1,20 @@
 """Files in object stores (`s3://bucket/x`, `gs://`, `memory://`), through fsspec: listed, fetched, uploaded.
 
-Each process has a temporary folder for them, which is deleted when it ends. Who may read a store is said by
+Who may read a store is said by
 its own variables and files (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, ...), never by an address.
 """
 
-import atexit
 import glob
-import hashlib
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fourm.data.containers import CONTAINER_SUFFIXES, Container, expand_braces, name_containers
+from fourm.data.copies import copy_of, made_folder
 from fourm.errors import MissingError, UsageError, near_match, printable, shown
 
 T = TypeVar("T")
@@ -26,19 +22,11 @@ _AT_ONCE = 256  # small files that are fetched together
 SCHEMES = {"s3://": "pip install 'fourm[remote]'", "gs://": "pip install gcsfs", "memory://": ""}
 _BUCKET = re.compile(r"(\w+://)([^/@]+)(?:/([^\0]*))?")
 _SECRET = re.compile(r"//[^/@\s]+@")  # a password in the address of a server
-_addresses = dict[str, str]()  # of temporary files and folders, for messages
 
 
 def is_remote(text: str) -> bool:
     """Whether a text is an address in an object store."""
     return text.startswith(tuple(SCHEMES))
-
-
-def as_addresses(text: str) -> str:
-    """A message in which temporary files are called what they are copies of."""
-    for path, address in _addresses.items() if tempfile.gettempdir() in text else ():
-        text = text.replace(path, address)
-    return text
 
 
 def check_address(text: str) -> str:
@@ -68,13 +56,13 @@ def find_remote_containers(text: str) -> tuple[Container, ...]:
         sizes, fixed = {f"{address}/{name}": found[name] for name in chosen}, address
     if not sizes:
         raise UsageError(f"{printable(text)}: there is no tar, Parquet or Arrow file")
-    origins = {_copy_of(one): f"{one}#{size}" for one, size in sizes.items()}
-    return name_containers([*origins], _copy_of(fixed), origins)
+    origins = {copy_of(one): f"{one}#{size}" for one, size in sizes.items()}
+    return name_containers([*origins], copy_of(fixed), origins)
 
 
 def remote_container(origin: str, name: str) -> Container:
     """The container that a process elsewhere has found."""
-    return Container(_copy_of(origin.rpartition("#")[0]), name, origin)
+    return Container(copy_of(origin.rpartition("#")[0]), name, origin)
 
 
 def fetch_remote(container: Container) -> None:
@@ -88,21 +76,10 @@ def local_file(text: str) -> Path:
     """The path of a file, which is fetched first if it is an address."""
     if not is_remote(text):
         return Path(text)
-    path = _copy_of(check_address(text), "kept")  # its ranges of lines are many shards
+    path = copy_of(check_address(text), "kept")  # its ranges of lines are many shards
     if not path.exists():
         _fetch(text, path, None)
     return path
-
-
-@contextmanager
-def temporary_copies() -> Iterator[None]:
-    """Delete all that is fetched within; what was here before stays."""
-    before = set(_files_below(_home(os.getpid()) / "read"))
-    try:
-        yield
-    finally:
-        for path in set(_files_below(_home(os.getpid()) / "read")) - before:
-            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +90,7 @@ class RemoteFolder:
 
     def local(self) -> Path:
         """The temporary folder in which its files are made, of this process."""
-        path = _home(os.getpid()) / "made" / hashlib.sha256(self.address.encode()).hexdigest()[:16]
-        path.mkdir(parents=True, exist_ok=True)
-        _addresses[str(path)] = self.address
-        return path
+        return made_folder(self.address)
 
     def sizes(self, below: str = "") -> dict[str, int]:
         """All files in it, or in a folder of it, with their sizes, by one listing."""
@@ -206,28 +180,6 @@ def _fetch(address: str, path: Path, size: int | None) -> None:
         part.unlink()
         raise MissingError(f"{address}: has changed while it was read; start again")
     part.rename(path)
-
-
-def _copy_of(address: str, folder: str = "read") -> Path:
-    """Where a file is put in this process: the same place for the same address."""
-    scheme, _, name = address.partition("://")
-    if {".", ".."} & {*name.split("/")}:
-        raise UsageError(f"{printable(address)}: leads out of its bucket")
-    top = _home(os.getpid()) / folder / scheme
-    _addresses[f"{top}{os.sep}"] = f"{scheme}://"
-    return top / name.lstrip("/")
-
-
-@lru_cache
-def _home(process: int) -> Path:
-    """The temporary folder of this process."""
-    path = Path(tempfile.mkdtemp(prefix="fourm-remote-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
 
 
 def _plain(address: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
+from fourm.data.copies import as_addresses
 from fourm.data.opening import open_file, open_own, read_bytes, real
 from fourm.errors import FourMError, UsageError, printable
 
@@ -273,7 +274,7 @@ def check_drawing(setting: str, path: Path) -> None:
 
 def free_beside(out: Path) -> str:
     """The end of a message, with a folder that does not exist yet: out/001 -> out/002, cats -> cats-2."""
-    if out.name in ("", ".."):
+    if out.name in ("", "..") or as_addresses(str(out)) != str(out):  # or it is in an object store
         return ""
     match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
     stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")

@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_type_hints
@@ -12,6 +13,7 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
+from fourm.data.storage import RemoteFolder
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
@@ -114,6 +116,7 @@ class Request:
     only: tuple[str, ...] = ()  # make only these samples now, by the texts of their keys; () is all
     fit: Fit = "crop"  # how pictures become squares: the centre, or all of them with a border
     restore: bool = False  # values are of the whole pictures, not of the squares that the model sees
+    store: str = ""  # address of the folder that shards are uploaded to; `out` is a temporary one then
 
     @property
     def chosen(self) -> Sequence[Sample]:
@@ -136,6 +139,16 @@ class Request:
     def recorded_fit(self) -> str:
         """How pictures become squares, as records of samples say it; "" where no picture is read."""
         return self.fit if self.reads_pictures else ""
+
+    def staged(self) -> "Request":
+        """The request of this process: with a store, `out` is its temporary folder, and holds records."""
+        if not self.store:
+            return self
+        store = RemoteFolder(self.store)
+        store.fetch_small((RUN, SR_RUN))
+        if not (store.local() / RUN).exists():  # what an earlier run of this process left is of no use
+            shutil.rmtree(store.local())
+        return replace(self, out=store.local())
 
     @property
     def variations(self) -> Sequence[int]:

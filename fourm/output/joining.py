@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from fourm.data.copies import as_addresses
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.writing import (
     PARTIAL,
@@ -235,7 +236,9 @@ def check_names(out: Path) -> None:
 
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
-    ways = f"`resume=True` goes on with its run, `overwrite=True` starts again{free_beside(out)}"
+    ways = "`resume=True` goes on with its run"
+    if as_addresses(str(out)) == str(out):  # in an object store nothing is deleted
+        ways += f", `overwrite=True` starts again{free_beside(out)}"
     return UsageError(f"`out={out}`: {what}; {ways}")
 
 

@@ -6,9 +6,10 @@ The marker, `done/NAME.json`, is written last and says what the shard became. Wh
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from fourm.output.record import DONE, NOT_COMPARED, RUN, SR, RunRecord
 
 NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
 MAX_MARKER_BYTES = 1 << 28
+SizeOf = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,12 @@ def settings_digest(record: RunRecord) -> str:
 
 
 def find_done(
-    root: Path, shards: Sequence[Shard], settings: str, record: str = RUN
+    root: Path, shards: Sequence[Shard], settings: str, record: str = RUN, size_of: SizeOf | None = None
 ) -> tuple[dict[int, Counts], list[str]]:
     """By number, what became of the shards that are whole; and a sentence for each one that is damaged.
 
-    A shard is whole if its marker is of these settings, and its files are there with their sizes.
+    A shard is whole if its marker is of these settings, and its files are there with their sizes. size_of:
+    says the size of a file, None if it is not there; without it they are files below `root`.
     """
     done, faults = dict[int, Counts](), list[str]()
     there = set(marker_files(root, record))
@@ -123,7 +126,7 @@ def find_done(
         if path not in there:
             continue
         try:
-            marker = read_done(path, root, settings)
+            marker = read_done(path, root, settings, size_of)
         except UsageError as error:
             faults.append(f"{error}; shard {shard.name} is made again")
         else:
@@ -131,26 +134,31 @@ def find_done(
     return done, faults
 
 
-def read_done(path: Path, root: Path, settings: str) -> Marker:
+def read_done(path: Path, root: Path, settings: str, size_of: SizeOf | None = None) -> Marker:
     """The marker of a shard that is whole; UsageError if it is not."""
     marker = read_marker(path)
-    if fault := _fault_of(root, marker, settings):
+    if fault := _fault_of(marker, settings, size_of or partial(_size_of, root)):
         raise UsageError(f"{printable(str(path))}: {fault}")
     return marker
 
 
-def _fault_of(root: Path, marker: Marker, settings: str) -> str:
+def _fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
     """Why a shard that has a marker is not whole; "" if it is."""
     if marker.settings != settings:
         return "is of other settings"
     for name, (_, size) in marker.files.items():
-        try:
-            there = os.lstat(root / name).st_size
-        except OSError:
+        if (there := size_of(name)) is None:
             return f"its file {name} is not there"
         if there != size:
             return f"its file {name} has {there:,} bytes, not {size:,}"
     return ""
+
+
+def _size_of(root: Path, name: str) -> int | None:
+    try:
+        return os.lstat(root / name).st_size
+    except OSError:
+        return None
 
 
 def remove_shards(root: Path, record: str = RUN) -> None:

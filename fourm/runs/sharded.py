@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fourm import __version__
 from fourm.data.containers import is_there
+from fourm.data.copies import as_addresses
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
 from fourm.data.shards import Shard
@@ -116,7 +117,8 @@ def make_shard(
             )
             marker = Marker(
                 shard, run.record.layout, "path", counts, stage.settings, {},
-                tuple(sink.failures[result] for result in sorted(sink.failures)), dataset.incomplete,
+                tuple(sink.failures[result] for result in sorted(sink.failures)),
+                tuple(map(as_addresses, dataset.incomplete)),
                 round(time.perf_counter() - started, 3),
                 {"fourm": __version__, "python": platform.python_version()},
             )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Protocol
 
+from fourm.data.copies import as_addresses
 from fourm.data.layout import Place
 from fourm.data.writing import write_data
 from fourm.inputs.conditions import Work
@@ -170,7 +171,7 @@ class ShardSink:
     def fail(self, work: Work, reason: str) -> None:
         with self._lock:
             self._waiting.pop(work.result, None)
-            self.failures[work.result] = ShardFailure(*work.result, reason)
+            self.failures[work.result] = ShardFailure(*work.result, as_addresses(reason))
 
     def paths(self, work: Work) -> tuple[Path, ...]:
         return ()

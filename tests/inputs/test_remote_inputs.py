@@ -1,6 +1,7 @@
 """Files of an object store as inputs: listed without being read, fetched for their shard, then deleted."""
 
 import io
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from fourm.data import storage
-from fourm.data.storage import as_addresses, find_remote_containers, temporary_copies
+from fourm.data import copies, storage
+from fourm.data.copies import as_addresses, temporary_copies
+from fourm.data.storage import find_remote_containers
 from fourm.errors import MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.shards import Shards, list_shards
@@ -48,7 +50,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(address)
         before(address, path, size)
 
-    for path in storage._files_below(storage._home(storage.os.getpid())):
+    for path in copies._files_below(copies._home(os.getpid())):
         path.unlink()
     monkeypatch.setattr(storage, "_fetch", fetch)
     return found
