@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.opening import read_bytes
 from fourm.data.shards import Shard
 from fourm.data.storage import RemoteFolder
 from fourm.errors import UsageError
 from fourm.output.joining import open_shards
 from fourm.output.record import RUN, RunRecord
 from fourm.output.sharded import (
-    MAX_MARKER_BYTES,
     Counts,
     Marker,
     find_done,
@@ -40,7 +38,7 @@ class Store:
         open_shards(*asked)
         if not self.address or is_there:
             return
-        if not self._folder.create(record, read_bytes(self.out / record, MAX_MARKER_BYTES)):
+        if not self._folder.create(record):
             self._folder.fetch_small([record])  # another process was first
             open_shards(*asked)
 

@@ -103,8 +103,9 @@ class RemoteFolder:
         """The size of one file, None if it is not there."""
         return _ask(f"{self.address}/{name}", lambda fs, path: int(fs.info(path)["size"]), None)
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write a small file; False if there is one of this name already."""
+    def create(self, name: str) -> bool:
+        """Write a small file of the temporary folder to its place; False if there is one already."""
+        data = (self.local() / name).read_bytes()
         try:
             _ask(f"{self.address}/{name}", lambda fs, path: fs.pipe_file(path, data, mode="create"))
         except FileExistsError:
