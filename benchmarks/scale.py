@@ -1,0 +1,185 @@
+"""What `fourm generate --format shards` needs for many prompts: time and memory at the start, and files.
+
+    python -m benchmarks.scale [--prompts 1000,100000,1000000] [--done 1000] [--json FILE]
+
+Each start is a command of its own with the embedded model, tokens only: process 7 of 100, until its first
+sample is saved, then it is stopped; *CPU* is its processor time until then (on a busy machine seconds say
+little), memory its peak. `--resume` finds markers and tars that are copies of one real shard. What more
+samples leave is computed from three real shards.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.tables import Table, add_json
+from fourm.data.shards import SHARD_SIZE, shard_name
+from fourm.output.sharded import marker_path, read_markers
+
+RANK, SIZE = 7, 100  # of the process that is measured
+STEPS = ("--model", "demo", "--device", "cpu", "--steps", "2", "--batch-size", "8", "--format", "shards")
+TOKENS = (*STEPS, "--targets", "tok_rgb", "--no-decode")
+TWO_TARGETS = (*STEPS, "--targets", "tok_clip-tok_rgb", "--shard-size", "4")
+COMPUTED = (100_000, 100_000_000, 1_000_000_000)  # samples
+COLUMNS = {"what": "", "samples": ",d", "seconds": ".2f", "CPU, s": ".2f", "peak, MB": ".0f", "files": ",d",
+           "GB": ".2f"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The start of a command, until an event came."""
+
+    seconds: float
+    cpu: float  # seconds of processor time
+    peak: float  # bytes
+
+    def add(self, table: Table, what: str, samples: int) -> None:
+        """Its row."""
+        table.add(what, samples, self.seconds, self.cpu, self.peak / 1e6, None, None)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", default="1000,100000,1000000", help="numbers of prompts")
+    parser.add_argument("--done", type=int, default=1000, help="shards that --resume finds done")
+    parser.add_argument("--work", type=Path, default=None, help="where temporary files go")
+    add_json(parser)
+    args = parser.parse_args()
+    counts = [int(word) for word in args.prompts.split(",")]
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        table = Table(COLUMNS, args.json)
+        starts = dict[int, Start]()
+        for count in counts:
+            starts[count] = measure_start(Path(work), count)
+            starts[count].add(table, f"process {RANK} of {SIZE} to its first sample", count)
+        measure_resume(table, Path(work), args.done)
+        few, many = min(starts), max(starts)
+        more = max(0.0, starts[many].cpu - starts[few].cpu) / max(1, many - few)
+        report_files(table, Path(work), starts[few].cpu, more)
+
+
+def measure_start(work: Path, count: int) -> Start:
+    """The start of one of a hundred processes for so many prompts."""
+    prompts, out = write_prompts(work, count), work / "out"
+    size = str(max(1, min(SHARD_SIZE, count // SIZE)))  # so that each process has a shard
+    share = ("--shard-size", size, "--shard", f"{RANK}/{SIZE}")
+    started = start(work, "saved", "--data", str(prompts), *TOKENS, *share, "--out", str(out))
+    shutil.rmtree(out)
+    return started
+
+
+def measure_resume(table: Table, work: Path, done: int) -> None:
+    """The start of a run that has one shard left to make, with none done and with all others done."""
+    out, prompts = work / "out", write_prompts(work, done + 1)
+    words = ["--data", str(prompts), *TOKENS, "--shard-size", "1", "--out", str(out)]
+    start(work, "started", *words).add(table, "no shard done, to the first event", done + 1)
+    subprocess.run(command(*words, "--shard", f"{done}/{done + 1}"), check=True, stdout=subprocess.DEVNULL)
+    (marker,) = read_markers(out)
+    for number in range(done):
+        name, files = shard_name(number), dict[str, tuple[str, int]]()
+        for path, facts in marker.files.items():
+            there = f"{Path(path).parent}/{name}.tar"
+            shutil.copyfile(out / path, out / there)
+            files[there] = facts
+        replace(marker, shard=replace(marker.shard, number=number, name=name), files=files).write(out)
+    marker_path(out, marker.shard.name).unlink()
+    what = f"`--resume`, {done:,} shards done, to the first event"
+    start(work, "started", *words, "--resume").add(table, what, done + 1)
+    shutil.rmtree(out)
+
+
+def report_files(table: Table, work: Path, cpu: float, more: float) -> None:
+    """What is left of many samples with two targets, and what the start of one of a hundred processes takes.
+
+    cpu: processor time of a start with few prompts; more: for each further prompt.
+    """
+    out, prompts = work / "out", write_prompts(work, 12)
+    subprocess.run(
+        command("--data", str(prompts), *TWO_TARGETS, "--out", str(out)),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    markers = list(read_markers(out))
+    assert len(markers) == 3
+    per_shard = 1 + len(markers[0].files)  # the marker
+    others = sum(1 for path in out.rglob("*") if path.is_file()) - 3 * per_shard
+    sizes = [members_of(out / path) for marker in markers for path in marker.files]
+    per_sample = sum(size for size, _ in sizes) / 12
+    end = tarfile.RECORDSIZE / 2 * len(markers[0].files)  # a tar is filled up to whole records
+    marker = marker_path(out, markers[0].shard.name).stat().st_size
+    for count in COMPUTED:
+        shards = -(-count // SHARD_SIZE)
+        size = count * per_sample + shards * (end + marker)
+        what = f"computed: two targets in {shards:,} shards"
+        files = others + shards * per_shard
+        table.add(what, count, None, cpu + count * more, None, files, size / 1e9, markers=shards * marker)
+    shutil.rmtree(out)
+
+
+def members_of(tar: Path) -> tuple[int, int]:
+    """Bytes that the members of a tar need, with their headers; their number."""
+    with tarfile.open(tar) as file:
+        members = file.getmembers()
+    blocks = (1 + -(-member.size // tarfile.BLOCKSIZE) for member in members)
+    return sum(blocks) * tarfile.BLOCKSIZE, len(members)
+
+
+def write_prompts(work: Path, count: int) -> Path:
+    """A file of different prompts, one a line."""
+    path = work / f"{count}.txt"
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(lines(count))
+    return path
+
+
+def lines(count: int) -> Iterable[str]:
+    """Prompts in words of the embedded model."""
+    colours, shapes = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle")
+    for number in range(count):
+        yield f"a {colours[number % 4]} {shapes[number // 4 % 3]} and a {colours[number // 12 % 4]} square\n"
+
+
+def command(*words: str) -> list[str]:
+    """`fourm generate` with these options."""
+    return [sys.executable, "-m", "fourm_cli", "generate", *words, "--quiet"]
+
+
+def start(work: Path, event: str, *words: str) -> Start:
+    """Start a command and stop it when its event log has such an event."""
+    log, wanted = work / "log.jsonl", f'{{"event": "{event}"'
+    log.unlink(missing_ok=True)
+    began = time.perf_counter()
+    process = subprocess.Popen(command(*words, "--log-json", str(log)), stdout=subprocess.DEVNULL)
+    try:
+        while not log.exists() or wanted not in log.read_text(encoding="utf-8"):
+            if process.poll() is not None:
+                raise SystemExit(f"the command ended with {process.returncode} before '{event}'")
+            time.sleep(0.005)
+        return Start(time.perf_counter() - began, *used_by(process.pid))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def used_by(process: int) -> tuple[float, float]:
+    """Seconds of processor time of a process, and the most bytes that it had in memory at once."""
+    facts = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    ticks = int(facts[11]) + int(facts[12])
+    with open(f"/proc/{process}/status", encoding="utf-8") as file:
+        line = next(line for line in file if line.startswith("VmHWM"))
+    return ticks / os.sysconf("SC_CLK_TCK"), int(line.split()[1]) * 1024.0
+
+
+if __name__ == "__main__":
+    main()
