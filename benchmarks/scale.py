@@ -114,8 +114,7 @@ def report_files(table: Table, work: Path, cpu: float, more: float) -> None:
     assert len(markers) == 3
     per_shard = 1 + len(markers[0].files)  # the marker
     others = sum(1 for path in out.rglob("*") if path.is_file()) - 3 * per_shard
-    sizes = [members_of(out / path) for marker in markers for path in marker.files]
-    per_sample = sum(size for size, _ in sizes) / 12
+    per_sample = sum(members_size(out / path) for marker in markers for path in marker.files) / 12
     end = tarfile.RECORDSIZE / 2 * len(markers[0].files)  # a tar is filled up to whole records
     marker = marker_path(out, markers[0].shard.name).stat().st_size
     for count in COMPUTED:
@@ -127,12 +126,11 @@ def report_files(table: Table, work: Path, cpu: float, more: float) -> None:
     shutil.rmtree(out)
 
 
-def members_of(tar: Path) -> tuple[int, int]:
-    """Bytes that the members of a tar need, with their headers; their number."""
+def members_size(tar: Path) -> int:
+    """Bytes that the members of a tar need, with their headers."""
     with tarfile.open(tar) as file:
-        members = file.getmembers()
-    blocks = (1 + -(-member.size // tarfile.BLOCKSIZE) for member in members)
-    return sum(blocks) * tarfile.BLOCKSIZE, len(members)
+        blocks = sum(1 + -(-member.size // tarfile.BLOCKSIZE) for member in file)
+    return blocks * tarfile.BLOCKSIZE
 
 
 def write_prompts(work: Path, count: int) -> Path:

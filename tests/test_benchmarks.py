@@ -1,10 +1,12 @@
 """The measurement of a GPU in one command: it runs on a CPU too, and what fails or does not fit is a line."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import detokenize
+from benchmarks import detokenize, scale
 from benchmarks.gpu import compare
 from benchmarks.gpu.bench import Bench, Cases, count_operations
 from benchmarks.gpu.commands import busy_share, count_results
@@ -55,6 +57,36 @@ def test_every_part_runs_on_a_cpu_and_stands_in_both_files(tmp_path: Path) -> No
         assert set(lines[1]) <= set("|- :")
     assert all(row["name"] in text for row in data["rows"])
     assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+@pytest.mark.more
+def test_starts_and_files_of_runs_in_shards_are_measured(tmp_path: Path) -> None:
+    words = [
+        "--prompts",
+        "100,200",
+        "--done",
+        "2",
+        "--work",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "x.json"),
+    ]
+    subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], cwd=ROOT, check=True)
+    rows = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["samples"] for row in rows] == [100, 200, 3, 3, *scale.COMPUTED]
+    assert all(row["CPU, s"] > 0 < row["peak, MB"] for row in rows[:4])
+    assert rows[4]["files"] <= 700
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_bytes_of_the_members_of_a_tar_are_those_before_its_end(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, size in (("a", 1), ("b", 512), ("c", 20_000)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+        end = tar.offset
+    assert scale.members_size(tmp_path / "x.tar") == end
 
 
 def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None:

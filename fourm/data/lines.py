@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ class LineRange:
 class Scan:
     """What the pass over a prompt file has found."""
 
-    ranges: Sequence[LineRange]  # all with equally many prompts, but the last
+    total: int  # prompts
+    columns: tuple[Sequence[int], ...]  # of each range: `begin`, `end` and `line` of a LineRange
     names: tuple[str, ...]  # of the columns of a table
     sha256: str  # of the file
     has_marks: bool  # some text may have sentinels
@@ -71,12 +73,12 @@ def scan_lines(path: Path, suffix: str, size: int) -> Scan:
                 names = parse_header(data, str(path), suffix)
             elif suffix in JSON_LINES:
                 names = _keys(path, start)
-            ranges = list(_ranges(rows, size))
+            total, columns = _ranges(rows, size)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    if not ranges:
+    if not total:
         raise UsageError(f"{path}: holds no prompt; one prompt per line is expected")
-    return Scan(ranges, names, sha256, has_marks)
+    return Scan(total, columns, names, sha256, has_marks)
 
 
 def _digest(file: BinaryIO) -> tuple[str, bool]:
@@ -136,14 +138,14 @@ def _keys(path: Path, start: int) -> tuple[str, ...]:
     return ()
 
 
-def _ranges(rows: Iterator[Row], size: int) -> Iterator[LineRange]:
-    count = first = last = line = 0
-    for begin, end, number in rows:
-        if not count:
-            first, line = begin, number
-        count, last = count + 1, end
-        if count == size:
-            yield LineRange(count, first, last, line)
-            count = 0
-    if count:
-        yield LineRange(count, first, last, line)
+def _ranges(rows: Iterator[Row], size: int) -> tuple[int, tuple[Sequence[int], ...]]:
+    """The number of rows, and of each range its first byte, the one behind it, and its first line."""
+    begins, ends, lines, total = array("q"), array("q"), array("q"), 0
+    for begin, end, line in rows:
+        if total % size == 0:
+            begins.append(begin)
+            lines.append(line)
+            ends.append(end)
+        ends[-1] = end
+        total += 1
+    return total, (begins, ends, lines)

@@ -34,6 +34,8 @@ class Ranges(Sequence[Shard]):
     total: int  # samples of all shards
     size: int  # samples of each but the last
     kind: str  # the first of its parts
+    path: str = ""  # the second
+    columns: tuple[Sequence[int], ...] = ()  # each has one more part of each shard
 
     def __len__(self) -> int:
         return -(-self.total // self.size)
@@ -47,7 +49,9 @@ class Ranges(Sequence[Shard]):
             return [self[one] for one in range(*number.indices(len(self)))]
         number = range(len(self))[number]
         first = number * self.size
-        return Shard(number, shard_name(number), first, min(self.size, self.total - first), (self.kind,))
+        begin: tuple[str | int, ...] = (self.kind, self.path) if self.path else (self.kind,)
+        parts = (*begin, *(column[number] for column in self.columns))
+        return Shard(number, shard_name(number), first, min(self.size, self.total - first), parts)
 
 
 def take_shards(shards: Iterable[Shard], count: int | None) -> list[Shard]:

@@ -173,17 +173,13 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     scan = scan_lines(path, suffix, asked.size)
     if scan.has_marks:  # they decide what is made, so all texts have to be known
         return _find_listed(replace(asked, source=replace(source, data=str(path))), stdin)
-    first, shards = 0, list[Shard]()
+    total = scan.total if source.num_samples is None else min(scan.total, source.num_samples)
     file = source.data if source.data and is_remote(source.data) else str(path)
-    for number, lines in enumerate(scan.ranges):
-        parts = ("lines", file, lines.begin, lines.end, lines.line)
-        shards.append(Shard(number, shard_name(number), first, lines.count, parts))
-        first += lines.count
-    shards = take_shards(shards, source.num_samples)
+    shards = Ranges(total, asked.size, "lines", file, scan.columns)
     reader = _Lines(model, tuple(rows), source.column, scan.names)
     reader.read(replace(shards[0], count=1))  # what is wrong with a column is said at once
     read = Input("texts", num_samples=source.num_samples, sha256=scan.sha256)
-    return Shards(shards, reader, read, total=sum(shard.count or 0 for shard in shards))
+    return Shards(shards, reader, read, total=total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,17 @@ def test_ranges_of_lines_have_the_prompts_of_the_file(
         assert shards.total == len(whole)
 
 
+def test_a_shard_of_lines_needs_three_numbers(model: ModelFiles, tmp_path: Path) -> None:
+    """So that a process can hold those of a billion prompts, and send them to others."""
+    path, sizes = tmp_path / "x.txt", list[int]()
+    for count in (1000, 3000):
+        path.write_text("a red circle\n" * count)
+        sizes.append(
+            len(pickle.dumps(list_shards(Source(data=str(path)), ["caption"], model, NOTHING, size=1)))
+        )
+    assert sizes[1] - sizes[0] <= 2000 * 3 * 8 + 100
+
+
 def test_standard_input_and_typed_prompts_are_shards_too(model: ModelFiles) -> None:
     text = b"a red circle\na blue square\na green triangle\n"
     whole = read_samples(Source(data="-"), ["caption"], model, io.BytesIO(text)).samples
