@@ -219,7 +219,8 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         kinds = Counter(finding.kind for finding in verdict.findings)
         counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
         what = f"{verdict.files:,} files of {counted(verdict.samples, 'sample')} checked"
-        what += f", {counted(verdict.failed, 'result')} failed (see failures.jsonl)" if verdict.failed else ""
+        if verdict.failed:
+            what += f", {counted(verdict.failed, 'result')} failed (see {verdict.failures})"
         print(f"{'ok' if verdict.ok else 'not ok'}: {what}{': ' if counts else ''}{counts}")
     if not verdict.ok:
         raise typer.Exit(VerificationError.exit_code)

@@ -21,11 +21,20 @@ from PIL import Image
 from demo import album
 from fourm.data.layout import Place
 from fourm.modalities.registry import RELEASED
+from fourm.output.findings import (
+    ALTERED,
+    FOREIGN,
+    MISSING,
+    OLDER,
+    TRUNCATED,
+    UNFINISHED,
+    UNLISTED,
+    UNREADABLE,
+)
 from fourm.output.joining import NOT_COMPARED
 from fourm.output.processes import Failure, Launch
 from fourm.output.record import RunRecord
 from fourm.output.samples import RecordedSample
-from fourm.output.verify import ALTERED, FOREIGN, MISSING, OLDER, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent

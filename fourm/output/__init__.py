@@ -4,6 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "findings": "Finding Verdict",
     "formats": "Tokens find_flaw",
     "joining": "Joining check_free check_names check_output open_shards withdraw_output",
     "processes": (
@@ -15,6 +16,6 @@ PUBLIC = {
     "shard_files": "ShardFiles check_format",
     "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_marker read_markers
         settings_digest""",
-    "verify": "Finding Verdict verify_folder",
+    "verify": "verify_folder",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -2,61 +2,40 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from fourm.data.layout import Place, file_name
 from fourm.data.opening import no_folder, read_bytes, real
-from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import UsageError, printable
 from fourm.output import processes
+from fourm.output.findings import (
+    ALTERED,
+    FOREIGN,
+    MISSING,
+    OLDER,
+    ORDER,
+    TRUNCATED,
+    UNFINISHED,
+    UNLISTED,
+    UNREADABLE,
+    Finding,
+    Report,
+    Verdict,
+    check_reserved,
+)
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
-from fourm.output.record import FRAMES, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR_RUN
+from fourm.output.record import FRAMES, RESERVED_NAMES, RUN, SAMPLES, SR_RUN
 from fourm.output.samples import RecordedSample, Run, load_run, read_samples_file
+from fourm.output.verify_shards import is_sharded, verify_shards
 
-# Kinds of findings, then kinds of notes, which report no damage.
-FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE = "foreign", "missing", "truncated", "altered", "unreadable"
-UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"
-_ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # in which findings are listed
 # Outcomes of a result, which is one variation of a sample. Partial: only files without a checksum exist.
 _MADE, _FAILED, _PARTIAL, _ABSENT = "made", "failed", "partial", "absent"
 _LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
 _RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())  # folders of files that record samples
-Report = Callable[[int, int], None]  # is given the number of files read so far and about how many there are
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A problem with a file, or a note about it."""
-
-    kind: str  # FOREIGN ... UNREADABLE for a problem, UNFINISHED, UNLISTED or OLDER for a note
-    file: str  # path relative to the output folder, with "/"
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found in a folder."""
-
-    root: Path
-    samples: int  # that have at least one result
-    failed: int  # results that are listed in failures.jsonl and do not exist
-    files: int  # that were read
-    findings: tuple[Finding, ...]  # empty if the folder is as its runs left it
-    notes: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """True if there are no findings; notes are allowed."""
-        return not self.findings
-
-    def to_json(self) -> dict[str, object]:
-        """The verdict as plain data for JSON."""
-        facts = asdict(self)
-        return {"out": str(facts.pop("root")), "ok": self.ok, **facts}
 
 
 def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verdict:
@@ -67,6 +46,8 @@ def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verd
     """
     if not root.is_dir():
         raise no_folder(root)
+    if is_sharded(root):
+        return verify_shards(root, report)
     folder = _Folder(root)
     folder.read_processes()
     folder.read_records()
@@ -75,7 +56,7 @@ def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verd
         folder.check_results(state)
     folder.report_unlisted()
     failed = sum(len(state.failed) for state in folder.runs)
-    findings = sorted(folder.findings, key=lambda found: _ORDER.index(found.kind))
+    findings = sorted(folder.findings, key=lambda found: ORDER.index(found.kind))
     return Verdict(root, folder.samples, failed, folder.files, tuple(findings), tuple(folder.notes))
 
 
@@ -284,17 +265,9 @@ class _Folder:
             if name not in self.known_folders and self.has_base:
                 self.add(FOREIGN, name, "no record in this folder names it")
             return True
-        if name in (PARTIAL, PLOTS) and not is_folder:
-            what = "unfinished files" if name == PARTIAL else "plots"
-            self.add(FOREIGN, name, f"is a file or a link in place of the folder for {what}")
-        elif name == PARTIAL:
-            for other in foreign_leftovers(self.root):
-                self.add(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-            what = "of a process that is running or was killed; `resume=True` deletes those of killed ones"
-            self.add_note(UNFINISHED, name, what)
-        elif name in NEXT.values():
-            what = "`overwrite=True` was interrupted while it deleted files; `resume=True` continues it"
-            self.add(MISSING, name, what)
+        if found := [*check_reserved(self.root, name, is_folder)]:
+            self.findings += [one for one in found if one.kind != UNFINISHED]
+            self.notes += [one for one in found if one.kind == UNFINISHED]
         elif self.has_base and name not in own:
             self.add(FOREIGN, name, "no run of this program wrote it")
         return False
