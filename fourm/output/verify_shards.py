@@ -10,7 +10,7 @@ from pathlib import Path
 from fourm.data.layout import Place
 from fourm.data.opening import real
 from fourm.data.shards import shard_name
-from fourm.data.tars import SHARD_SUFFIX, read_tar
+from fourm.data.tars import read_tar
 from fourm.data.writing import PARTIAL
 from fourm.errors import SampleError, UsageError, printable
 from fourm.output.findings import (
@@ -28,11 +28,11 @@ from fourm.output.findings import (
     check_reserved,
 )
 from fourm.output.processes import sha256_of_file
-from fourm.output.record import DONE, FRAMES, NEXT, PARQUET, PLOTS, RUN, SHARDS, SR_RUN
+from fourm.output.record import DONE, FRAMES, NEXT, PARQUET, PLOTS, RUN, SHARDS, SR, SR_RUN
 from fourm.output.samples import Run, load_run
-from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, settings_digest
+from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, settings_digest, stem_of_all
 
-_ENDINGS = (SHARD_SUFFIX, f".{PARQUET}")  # of files of results
+_ENDINGS = (".tar", f".{PARQUET}")  # of files of results
 _NUMBERED = re.compile("[0-9]{5,}")  # names of shards that have no other
 _RANGES_SHOWN = 10  # of shards that are missing
 
@@ -86,7 +86,8 @@ class _Folder:
     damaged: set[str] = field(default_factory=set)  # names of shards whose markers cannot be read
     is_whole: bool = True  # no shard is missing
     total: int = 0  # shards of the run; 0: its record cannot be read
-    folders: set[str] = field(default_factory=set)  # of results
+    folders: dict[str, str] = field(default_factory=dict)  # of tars -> the record of their run
+    joint: set[str] = field(default_factory=set)  # records of runs whose shards are one file each
     samples: int = 0
     failed: int = 0
     files: int = 0
@@ -138,7 +139,10 @@ class _Folder:
             what = "was changed after its run wrote it; checks that rely on it may be wrong"
             self.add(ALTERED, file, what)
         self.total = max(self.total, run.record.shards or 0)
-        self.folders |= {place.folder for place in (*run.record.places, FRAMES)}
+        if run.record.layout == SHARDS:
+            self.folders |= {place.folder: file for place in (*run.record.places, FRAMES)}
+        else:
+            self.joint.add(file)
         if file == SR_RUN and os.path.lexists(self.root / RUN):
             self._compare_origin(run)
         return run
@@ -193,17 +197,17 @@ class _Folder:
                 self.add(ALTERED, name, what)
         self.failed += counts.failed
         for place in run.places:
-            number = None if place.shared else self._count_files(marker, place, intact)
+            number = None if place.shared else self._count_files(run, marker, place, intact)
             if number is not None and number != counts.saved:
                 what = f"says {counts.saved:,} results, but there are {number:,}"
                 self.add(ALTERED, name, f"{what} of {place.folder}{place.suffix}")
 
-    def _count_files(self, marker: Marker, place: Place, intact: set[str]) -> int | None:
+    def _count_files(self, run: Run, marker: Marker, place: Place, intact: set[str]) -> int | None:
         """How many files of a place are in a shard, or rows in its table; None if that is not known."""
         shard, ending = marker.shard.name, place.suffix
-        name = f"{shard}.{PARQUET if marker.format == PARQUET else 'tar'}"
+        name = f"{stem_of_all(shard, run.file)}.{PARQUET if marker.format == PARQUET else 'tar'}"
         if marker.format == SHARDS:
-            name = f"{place.folder}/{name}"
+            name = f"{place.folder}/{shard}.tar"
         elif marker.format != PARQUET:
             ending = f".{place.folder.replace('/', '.')}{ending}"
         if name not in intact:
@@ -255,29 +259,33 @@ class _Folder:
             yield from (above / name for name in sorted(files))
 
     def _report_other(self, path: Path) -> None:
-        name, shard = path.as_posix(), self._shard_of(path)
-        if shard is None:
+        """Report a file that no marker names, unless the record is gone that could tell what it is."""
+        name, (shard, file) = path.as_posix(), self._shard_of(path)
+        if not self.total:
+            return
+        if not shard:
             self.add(FOREIGN, name, "no run of this program wrote it")
         elif shard in self.damaged:
             self.add(UNLISTED, name, "the marker of its shard is damaged, so it was not checked")
-        elif os.path.lexists(marker := marker_path(self.root, shard)):
+        elif os.path.lexists(marker := marker_path(self.root, shard, file)):
             self.add(FOREIGN, name, f"{marker.relative_to(self.root).as_posix()} does not list it")
-        elif self.is_whole or (self.total and _NUMBERED.fullmatch(shard) and int(shard) >= self.total):
+        elif self.is_whole or (_NUMBERED.fullmatch(shard) and int(shard) >= self.total):
             self.add(FOREIGN, name, "no shard of this run has this name")
         else:
             self.add(UNLISTED, name, "has no marker, so its shard is not whole; `resume=True` makes it again")
 
-    def _shard_of(self, path: Path) -> str | None:
-        """The name of the shard whose file this may be."""
-        if path.suffix not in _ENDINGS:
-            return None
+    def _shard_of(self, path: Path) -> tuple[str, str]:
+        """The shard whose file this may be, and the record of its run; "" for no shard."""
         stem = path.with_suffix("").as_posix()
-        below = (stem.removeprefix(f"{folder}/") for folder in self.folders if stem.startswith(f"{folder}/"))
-        return min(below, key=len, default=stem if self._is_one_file else None)
-
-    @property
-    def _is_one_file(self) -> bool:
-        return not any(name.count("/") and name.endswith(SHARD_SUFFIX) for name in self.listed)
+        above = [folder for folder in self.folders if stem.startswith(f"{folder}/")]
+        if path.suffix not in _ENDINGS or not (above or self.joint):
+            return "", RUN
+        if above:
+            folder = max(above, key=len)
+            return stem.removeprefix(f"{folder}/"), self.folders[folder]
+        if SR_RUN in self.joint and stem.startswith(f"{SR}/"):
+            return stem.removeprefix(f"{SR}/"), SR_RUN
+        return stem, RUN
 
     def _add_unreadable(self, error: OSError) -> None:
         where = Path(error.filename).relative_to(self.root).as_posix()
