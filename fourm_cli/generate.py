@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm import MKL_VALUE, MKL_VARIABLE
+from fourm import set_variables
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.catalogue import DEMO
@@ -474,7 +474,7 @@ def _follow(
     from fourm_cli.progress import open_log, show
 
     with open_log(log_json) if log_json else nullcontext() as log:
-        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
+        set_variables()  # before torch is imported
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
