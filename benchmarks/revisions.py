@@ -42,7 +42,9 @@ def environment_of(tree: Path) -> dict[str, str]:
     others = os.environ.get("PYTHONPATH")
     paths = [str(tree), *([others] if others else [])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    code = "import fourm, json, os; getattr(fourm, 'set_variables', dict)(); print(json.dumps({**os.environ}))"
+    code = (
+        "import json, os, fourm as f; getattr(f, 'set_variables', dict)(); print(json.dumps({**os.environ}))"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True, check=True
     )
