@@ -352,14 +352,16 @@ def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None
 
 
 def test_memory_that_is_in_use_is_given_to_nobody_else(gpu: Gpu) -> None:
-    """Two streams of one loaded model, whose steps take turns, must not write each other's keys and values."""
+    """Two streams of one loaded model take turns, and must not write each other's keys and values."""
     graphs, ones, twos = Graphs(), torch.ones(2, device="cuda"), torch.full((2,), 2, device="cuda")
     for _ in range(2):
         with graphs.hold("key", [ones]) as first, graphs.hold("key", [twos]) as second:
-            assert first is not None and first[0].tolist() == [1, 1]
+            assert first is not None
+            assert first[0].tolist() == [1, 1]
             assert second is None
         with graphs.hold("key", [twos]) as third:
-            assert third is not None and third[0].tolist() == [2, 2]
+            assert third is not None
+            assert third[0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("scheme", ["roar", "maskgit", "halton"])
