@@ -1,7 +1,9 @@
 """The files of another revision, and the environment in which a process uses them."""
 
+import json
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +35,17 @@ def checked_out(revision: str, root: Path = ROOT) -> Iterator[Path]:
 
 
 def environment_of(tree: Path) -> dict[str, str]:
-    """Python imports `fourm`, `fourm_cli` and `benchmarks` of this tree, whatever is installed."""
+    """Python imports `fourm`, `fourm_cli` and `benchmarks` of this tree, whatever is installed.
+
+    Variables that torch reads are as the tree's own commands set them.
+    """
     others = os.environ.get("PYTHONPATH")
     paths = [str(tree), *([others] if others else [])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    code = (
+        "import json, os, fourm as f; getattr(f, 'set_variables', dict)(); print(json.dumps({**os.environ}))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(said.stdout)

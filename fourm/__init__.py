@@ -18,6 +18,15 @@ __version__ = "0.1.0"
 # Intel's matrix kernels read this variable when torch is imported: with this value they choose the same order
 # of sums for every batch shape.
 MKL_VARIABLE, MKL_VALUE = "MKL_CBWR", "AUTO,STRICT"
+# Torch reads this one when it makes its first tensor: large tensors are then in large pages, where the kernel
+# of the machine gives them to who asks, and are read up to half as fast again. Results stay the same.
+PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
+
+
+def set_variables() -> None:
+    """Set the variables that torch reads when it is imported, unless they are set."""
+    os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)
+    os.environ.setdefault(PAGES_VARIABLE, "1")
 
 
 def import_when_used(room: str, public: Mapping[str, str]) -> tuple[list[str], Callable[[str], object]]:
@@ -49,7 +58,7 @@ __all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__"
 
 def __getattr__(name: str) -> object:
     if name in _names and "torch" not in sys.modules:
-        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # most of these names import torch
+        set_variables()  # most of these names import torch
     return _get(name)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm import MKL_VALUE, MKL_VARIABLE
+from fourm import set_variables
 from fourm.data.copies import as_addresses
 from fourm.data.opening import real
 from fourm.errors import SampleError, UsageError
@@ -250,7 +250,7 @@ def follow(
     from fourm_cli.progress import open_log, show
 
     with open_log(log_json) if log_json else nullcontext() as log:
-        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
+        set_variables()  # before torch is imported
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
     out = as_addresses(str(request.out))
     if rank == 0 and report.as_json:

@@ -1,7 +1,8 @@
 """Decodes texts token by token, several of a sample side by side, and fills them into what was given."""
 
 import time
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -72,8 +73,8 @@ class TextDecoder:
                     cache = self.branches.network.start_cache(stacked, room, len(numbers))
                     contexts = [stacked.repeated(len(numbers))]
                 texts = Texts(batch, step, numbers, limit, slot.select(rows), contexts, cache)
-                texts = self._held(texts)
-            ids, finite = yield from self._decode_texts(texts, noise)
+            with self._held(texts) as texts:
+                ids, finite = yield from self._decode_texts(texts, noise)
             sound = sound & finite
             num_decoded += (ids.shape[1] - 1) * len(numbers)
             merged = _merge(texts.slot, ids, self.sentinels)
@@ -113,23 +114,29 @@ class TextDecoder:
         # What was decoded behind the end of all texts is cut.
         return torch.stack(ids[: int(num_needed) + 1], dim=1), sound
 
-    def _held(self, texts: Texts) -> Texts:
+    @contextmanager
+    def _held(self, texts: Texts) -> Iterator[Texts]:
         """The texts with keys and values in memory that stays, which captured work can read and write."""
         context, cache, device = texts.contexts[0], texts.cache, texts.slot.values.device
         rows = len(texts.slot.values) * (1 + len(texts.step.branches))
         if cache is None or self.graphs is None or device.type != "cuda" or rows > MOST_CAPTURED_ROWS:
-            return texts
+            yield texts
+            return
         held = [one for block in cache for one in (*block.cross, block.held)]
         mask = context.mask
         masks = [] if mask is None else [one for one in (mask.bias, mask.seen) if one is not None]
         shapes = tuple(tuple(one.shape) for one in (*held, *masks))
         weights = tuple(branch.weight for branch in texts.step.branches)
         key = (texts.step.kind, weights, self.chain.top_k, self.chain.top_p, rows, shapes, mask is None)
-        stays = iter(self.graphs.hold(key, [*held, *masks]))
-        cache = tuple(KVCache((next(stays), next(stays)), held=next(stays)) for _ in cache)
-        if mask is not None:
-            mask = Mask(next(stays), None if mask.seen is None else next(stays))
-        return replace(texts, cache=cache, contexts=[replace(context, mask=mask)], key=key)
+        with self.graphs.hold(key, [*held, *masks]) as tensors:
+            if tensors is None:
+                yield texts
+                return
+            stays = iter(tensors)
+            cache = tuple(KVCache((next(stays), next(stays)), held=next(stays)) for _ in cache)
+            if mask is not None:
+                mask = Mask(next(stays), None if mask.seen is None else next(stays))
+            yield replace(texts, cache=cache, contexts=[replace(context, mask=mask)], key=key)
 
     def _uniforms(self, texts: Texts, noise: Noise) -> Tensor:
         """The uniform of each token of each text, (limit, B * P)."""

@@ -1,7 +1,8 @@
 """CUDA graphs: a function of tensors that is met again is captured, and its kernels are started at once."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -34,6 +35,7 @@ class Graphs:
     _captured: dict[Hashable, _Captured] = field(default_factory=dict)
     _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
     _held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
+    _taken: set[Hashable] = field(default_factory=set)  # keys of memory that is in use
     _pool: Any = None
     _stream: Any = None  # torch.cuda.Stream: that of captures, on the device of the inputs
 
@@ -58,9 +60,25 @@ class Graphs:
         """How many there are."""
         return len(self._captured)
 
-    def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same values in memory that stays for this key, for captured work that reads or changes them."""
+    @contextmanager
+    def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> Iterator[list[Tensor] | None]:
+        """The same values in memory that stays for this key, for captured work that reads or changes them.
+
+        None while somebody else holds it: then the work has to use its own memory, and is not captured.
+        """
+        if (held := self._take(key, tensors)) is None:
+            yield None
+            return
+        try:
+            yield held
+        finally:
+            self._taken.discard(key)
+
+    def _take(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor] | None:
         with _LOCK:
+            if key in self._taken:
+                return None
+            self._taken.add(key)
             held = self._held.get(key)
             if held is None:
                 while len(self._held) >= MOST_HELD:

@@ -342,11 +342,26 @@ def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None
     graphs, before = Graphs(), Graph.captures
     for number in (*range(9), 0):
         for value in (number, number + 1):
-            (held,) = graphs.hold(number, [torch.full((2,), value, device="cuda")])
-            (made,) = graphs.run(number, lambda x, held=held: [x + held], torch.ones(2, device="cuda"))
+            with graphs.hold(number, [torch.full((2,), value, device="cuda")]) as tensors:
+                assert tensors is not None
+                (held,) = tensors
+                (made,) = graphs.run(number, lambda x, held=held: [x + held], torch.ones(2, device="cuda"))
             assert made.tolist() == [value + 1] * 2
     assert graphs.count == 8
     assert Graph.captures - before == 10
+
+
+def test_memory_that_is_in_use_is_given_to_nobody_else(gpu: Gpu) -> None:
+    """Two streams of one loaded model take turns, and must not write each other's keys and values."""
+    graphs, ones, twos = Graphs(), torch.ones(2, device="cuda"), torch.full((2,), 2, device="cuda")
+    for _ in range(2):
+        with graphs.hold("key", [ones]) as first, graphs.hold("key", [twos]) as second:
+            assert first is not None
+            assert first[0].tolist() == [1, 1]
+            assert second is None
+        with graphs.hold("key", [twos]) as third:
+            assert third is not None
+            assert third[0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("scheme", ["roar", "maskgit", "halton"])
