@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fourm.data import lines
 from fourm.data.layout import Sample
 from fourm.data.opening import read_bytes
 from fourm.errors import UsageError
@@ -52,6 +53,25 @@ def test_ranges_of_lines_have_the_prompts_of_the_file(
         assert read(shards) == list(whole)
         assert all(shard.count == size for shard in shards.shards[:-1])
         assert shards.total == len(whole)
+
+
+@pytest.mark.parametrize("block", [1, 30, 1 << 20])
+def test_lines_are_found_in_blocks_of_any_size(
+    block: int, model: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_BLOCK", block)
+    texts = ["a", "\u3000", "赤い丸", "\u2003\x85\xa0\u1680", "é", "", "b c", "\x1f \t"] * 3
+    for name, end in (("x.txt", "\n"), ("x.txt", "\r\n"), ("x.tsv", "\n")):
+        path = tmp_path / name
+        head = ["caption"] if name == "x.tsv" else []
+        path.write_bytes(end.join([*head, *texts]).encode())
+        whole = read_samples(Source(data=str(path)), ["caption"], model, NOTHING).samples
+        assert len(whole) == 12
+        for size in (1, 3, 5):
+            found = list_shards(Source(data=str(path)), ["caption"], model, NOTHING, size=size)
+            assert read(found) == list(whole)
+        path.write_bytes(end.join([*head, *["a cat"] * 9, ""]).encode())
+        assert len(read(list_shards(Source(data=str(path)), ["caption"], model, NOTHING, size=4))) == 9
 
 
 def test_a_shard_of_lines_needs_three_numbers(model: ModelFiles, tmp_path: Path) -> None:
