@@ -31,7 +31,9 @@ def is_remote(text: str) -> bool:
 
 def check_address(text: str) -> str:
     """An address without a slash at its end. UsageError: it is none, or holds credentials."""
-    scheme = next(scheme for scheme in SCHEMES if text.startswith(scheme))
+    scheme = next((scheme for scheme in SCHEMES if text.startswith(scheme)), "")
+    if not scheme:
+        raise UsageError(f"{printable(text)}: begins with none of {', '.join(SCHEMES)}")
     match = _BUCKET.fullmatch(text)
     if "@" in text[len(scheme) :].partition("/")[0]:
         what = "an address holds no credentials; they are read from variables and files of the store's client"
@@ -210,7 +212,7 @@ def _ask(address: str, question: Callable[[Any, str], T], otherwise: Any = _NOTH
     except FileNotFoundError as error:
         if otherwise is not _NOTHING:
             return otherwise
-        raise MissingError(f"{printable(address)}: there is no such file") from error
+        raise MissingError(f"{printable(address)}: there is no such file or bucket") from error
     except Exception as error:  # clients raise errors of many kinds
         with suppress(AttributeError):
             fs.invalidate_cache()

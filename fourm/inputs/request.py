@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
-from fourm.data.storage import RemoteFolder
+from fourm.data.storage import RemoteFolder, check_address
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
@@ -144,11 +144,11 @@ class Request:
         """The request of this process: with a store, `out` is its temporary folder, and holds records."""
         if not self.store:
             return self
-        store = RemoteFolder(self.store)
+        store = RemoteFolder(check_address(self.store))
         store.fetch_small((RUN, SR_RUN))
         if not (store.local() / RUN).exists():  # what an earlier run of this process left is of no use
             shutil.rmtree(store.local())
-        return replace(self, out=store.local())
+        return replace(self, out=store.local(), store=store.address)
 
     @property
     def variations(self) -> Sequence[int]:

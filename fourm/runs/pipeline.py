@@ -22,7 +22,7 @@ from fourm.data.dataset import Input
 from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.decoding.steps import Progress
-from fourm.errors import SampleError
+from fourm.errors import SampleError, UsageError
 from fourm.hub.header import FULL
 from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
@@ -111,6 +111,10 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     """
     started = time.perf_counter()
     out, world = request.out, request.world
+    if request.store:
+        raise UsageError(
+            f"`store={request.store}`: takes results in shards (`fourm.batch`), not single files"
+        )
     job = check(request)
     launch = Launch(world.rank, world.size, now(), batch_size=job.batch_size, only=request.only)
     record = make_record(job)

@@ -82,6 +82,32 @@ def test_a_run_in_a_store_has_the_bytes_of_one_here_and_goes_on(
     ]
 
 
+def test_super_resolution_of_a_shard_in_a_store_goes_on(
+    run: Run, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["a dog", "--targets", "tok_rgb", "--steps", "1", "--sr-targets", "tok_rgb", "--sr-steps", "1"]
+    given += ["--no-decode", "--device", "cpu", "--format", "shards"]
+    code, _, err = run("generate", *given, "--out", tmp_path / "here")
+    assert code == 0, err
+    upload = RemoteFolder.upload
+
+    def killed(self: RemoteFolder, name: str) -> None:
+        if name.startswith("done.sr/"):
+            raise KeyboardInterrupt
+        upload(self, name)
+
+    monkeypatch.setattr(RemoteFolder, "upload", killed)
+    code, _, err = run("generate", *given, "--out", "memory://b/out")
+    assert (code, store.exists("/b/out/done/00000.json")) == (130, True), err
+    monkeypatch.setattr(RemoteFolder, "upload", upload)
+    code, _, err = run("generate", *given, "--out", "memory://b/out", "--resume")
+    assert (code, store.exists("/b/out/done.sr/00000.json")) == (0, True), err
+    here = {
+        path.relative_to(tmp_path / "here").as_posix(): path for path in (tmp_path / "here").rglob("*.tar")
+    }
+    assert in_store(store, "b/out") == {name: path.read_bytes() for name, path in here.items()}
+
+
 def test_what_a_store_cannot_be_is_refused(run: Run, store: Any, tmp_path: Path) -> None:
     shards = ["--format", "shards", *GIVEN]
     for given, why in (
