@@ -21,8 +21,9 @@ from fourm.output.record import FILES
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
 from fourm_cli.console import counted
-from fourm_cli.making import Sharded, follow, make
+from fourm_cli.making import follow, make
 from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
+from fourm_cli.sharding import Sharded
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def generate(
     *, inputs: given.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
-    sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
-    num_variations: int | None = None, seed: int | None = None, fit: str | None = None,
-    weights: str | None = None, out: options.Out | None = None, writing: options.Writing,
-    dry_run: bool = False, report: options.Report,
+    sr_model: str | None = None, machine: options.Machine, engine: options.Engine,
+    configs: options.ConfigFiles, num_variations: int | None = None, seed: int | None = None,
+    fit: str | None = None, weights: str | None = None, out: options.Out | None = None,
+    writing: options.Writing, dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -86,7 +87,7 @@ def generate(
             "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
         make_request = _requester(machine, writing, run_settings, folder)
-        make(*_repeat(replay, files, make_request), report, dry_run)
+        make(*_repeat(replay, files, make_request), report, dry_run, engine=engine)
         return
     variations = num_variations or run_settings.num_variations or 1
     source = inputs.source(run_settings, variations, files)
@@ -106,7 +107,7 @@ def generate(
         store=out.store if out else "",
     ).staged()]  # fmt: skip
     requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
-    make(requests, dataset, report, dry_run, sharded)
+    make(requests, dataset, report, dry_run, sharded, engine)
 
 
 @with_options(
@@ -121,9 +122,9 @@ def generate(
 )  # fmt: skip
 def sr(
     *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
-    machine: options.Machine, config: Path | None = None, sr_config: Path | None = None,
-    num_variations: int | None = None, seed: int | None = None, weights: str | None = None,
-    out: Path | None = None, writing: options.Writing, report: options.Report,
+    machine: options.Machine, engine: options.Engine, config: Path | None = None,
+    sr_config: Path | None = None, num_variations: int | None = None, seed: int | None = None,
+    weights: str | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -166,7 +167,7 @@ def sr(
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    make([request], dataset, report, sharded=sharded)
+    make([request], dataset, report, sharded=sharded, engine=engine)
 
 
 @with_options(

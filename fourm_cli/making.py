@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,48 +26,19 @@ from fourm_cli.console import (
     quiet_library,
     size_text,
 )
+from fourm_cli.sharding import Sharded
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
-    from fourm.inputs.request import Request, TokenizeRequest, World
-    from fourm.inputs.shards import Shards
+    from fourm.inputs.request import Request, TokenizeRequest
     from fourm.runs.events import Event
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
 
-@dataclass(frozen=True, slots=True)
-class Sharded:
-    """The shards of an input, and what they become; requests have no samples then."""
-
-    shards: "Shards"
-    format: str
-    size: int  # samples of a shard, at most
-    retry_failed: bool
-
-    def describe_share(self, world: "World") -> str:
-        """`process 0 of 8: 2 of 9 shards`."""
-        total = len(self.shards.shards)
-        share = len(range(total)[world.rank :: world.size])
-        return f"process {world.rank} of {world.size}: {share:,} of {counted(total, 'shard')}"
-
-    def begin(self, requests: "Sequence[Request]") -> "Iterator[Event]":
-        """Open the folder, and make the shards of this process."""
-        from fourm.batch.batches import plan
-        from fourm.batch.local import run_share
-
-        batch = plan(requests, self.shards, self.format, self.size, self.retry_failed)
-        batch.open_folder()
-        world = requests[0].world
-        share = batch.share(world.rank, world.size)
-        for fault in share.faults:
-            note(f"note: {fault}")
-        return run_share(batch, share)
-
-
 def make(
     requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False,
-    sharded: Sharded | None = None,
+    sharded: Sharded | None = None, engine: options.Engine = options.Engine(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
     from fourm.inputs.words import note_unknown_words
@@ -76,6 +47,7 @@ def make(
     from fourm.schedule.plan import unseen_picture
 
     request = requests[0]
+    engine.check(sharded is not None, request.world.size)
 
     def notes() -> Iterator[str]:
         yield _announce(requests, dataset, sharded)
@@ -93,7 +65,7 @@ def make(
 
         if sharded is not None:
             _note_dtype(request, report)
-            return [sharded.begin(requests)]
+            return [sharded.begin(requests, engine)]
         runs = _with_sr(requests)
         _note_dtype(request, report)
         for sr_run in runs[1:]:
@@ -109,6 +81,10 @@ def make(
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
     quiet_library(report.quiet or world.group_rank > 0)
     launch = Launch(world.rank, world.size, now())
+    if sharded is not None and engine.executor == "slurm":
+        check_free(request.out, replace(launch, size=2), request.resume, request.overwrite, request.record)
+        sharded.submit(request, engine, [] if report.quiet else notes(), report, dry_run)
+        return
     if dry_run:
         check_free(request.out, launch, request.resume, request.overwrite, request.record)
         _print_plan(requests, notes(), report, sharded)
@@ -179,7 +155,7 @@ def _print_plan(
     for text in () if report.quiet else notes:
         note(text)
     if sharded is not None:
-        _print_shards(requests[0], sharded, report)
+        sharded.print_plan(requests, report)
         return
     plans = [plan(one) for one in _with_sr(requests)]
     _note_dtype(requests[0], report)
@@ -205,25 +181,6 @@ def _print_plan(
         rows = [(name, f"{f.files:,}", size_text(f.usual)) for name, f in one.folders.items()]
         print_table(("folder", "files", "bytes, about"), rows, numbers=("files", "bytes, about"))
         print(f"\nabout {duration(measure(one))} on this machine as it is now, texts at full length")
-
-
-def _print_shards(request: "Request", sharded: Sharded, report: options.Report) -> None:
-    """Print what this process would make of shards."""
-    from fourm.batch.batches import plan
-
-    batch, world = plan([request], sharded.shards, sharded.format, sharded.size), request.world
-    share, out = batch.share(world.rank, world.size), as_addresses(str(request.out))
-    if report.as_json:
-        print_json({"out": out, "format": sharded.format, "samples": sharded.shards.total,
-                    "shards": len(share.shards), "to_make": len(share.todo)})  # fmt: skip
-        return
-    print_table(("what", "how much"), [
-        ("output folder", out),
-        ("samples", "not known" if sharded.shards.total is None else f"{sharded.shards.total:,}"),
-        ("variations of each", f"{batch.variations:,}"),
-        ("shards to make", f"{len(share.todo):,} ({len(share.shards) - len(share.todo):,} of "
-                           f"{len(share.shards):,} are whole)"),
-    ])  # fmt: skip
 
 
 def follow(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fourm.data.layout import Fit
 
 INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"  # panels of help
+EXECUTORS = ("local", "slurm", "ray")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
@@ -182,6 +183,15 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "One n-th of the results, 0/4 to 3/4, of a shared --out; array, slurm, k8s/N: of a SLURM "
         "array, srun, an indexed Job.", "i/n", RUN,
         autocompletion=one_of("array", "slurm", "k8s/")),
+    "executor": option(
+        "Who makes shards: local (processes of this machine), slurm (tasks of an array that this submits) or "
+        "ray (actors of a cluster).", "NAME", RUN, show_default="local", autocompletion=one_of(*EXECUTORS)),
+    "workers": option("Processes that make shards: N, or auto, one for each GPU.", "auto|N", RUN,
+                      show_default="1"),
+    "gpus_per_worker": option("GPUs that Ray gives each worker; 0.5 lets two share one.", "G", RUN, min=0,
+                              show_default="1 if there are any"),
+    "sbatch": option("More options of sbatch for --executor slurm: '--partition=a100 --gpus=1'.", "OPTIONS",
+                     RUN),
     "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
                   parser=output_path),
     "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
@@ -301,6 +311,35 @@ class Report:
     quiet: bool = False
     as_json: bool = False
     log_json: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Who makes shards."""
+
+    executor: str = EXECUTORS[0]
+    workers: str | None = None
+    gpus_per_worker: float | None = None
+    sbatch: str | None = None
+
+    def check(self, is_sharded: bool, num_ranks: int) -> None:
+        """UsageError for what does not exist or does not go together."""
+        name, given = self.executor, {"--executor": self.executor != "local", "--workers": self.workers}
+        if name not in EXECUTORS:
+            near = near_match(name, EXECUTORS)
+            raise UsageError(f"--executor: '{name}' is not one of {', '.join(EXECUTORS)}{near}")
+        if not is_sharded and (used := next((flag for flag, value in given.items() if value), "")):
+            raise UsageError(f"{used}: hands out shards, and --format files has none; --format shards has")
+        if self.workers not in (None, "auto") and not re.fullmatch("0*[1-9][0-9]{0,5}", self.workers or ""):
+            raise UsageError(f"--workers: '{self.workers}' is neither auto nor a whole number above 0")
+        if name != "local" and self.workers in (None, "auto"):
+            raise UsageError(f"--executor {name}: --workers N says how many workers it has")
+        if name != "local" and num_ranks > 1:
+            raise UsageError(f"--executor {name}: starts all processes itself; leave out --shard")
+        if self.sbatch is not None and name != "slurm":
+            raise UsageError("--sbatch: is for --executor slurm")
+        if self.gpus_per_worker is not None and name != "ray":
+            raise UsageError("--gpus-per-worker: is for --executor ray")
 
 
 # What a command has been given of a schedule, by key (`temps`), and of that of super-resolution (`sr_temps`).

@@ -25,6 +25,7 @@ from fourm.runs.events import (
     Finished,
     Halved,
     Loading,
+    Lost,
     Malformed,
     Noted,
     Saved,
@@ -36,7 +37,7 @@ from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, Clock, Screen, counte
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
 NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", steps=1)
 _LOG_LINE = re.compile(  # how each line of a log begins; logs of other programs have other events
-    rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
+    rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|lost|finished)", "'
 )
 
 
@@ -132,6 +133,8 @@ class Tally:
                 self.detokenizing_seconds += event.seconds
             case Saved():
                 self.loading = ""
+            case Lost():
+                self.counts.subtract({Saved: event.saved, Failed: event.failed})
 
     @property
     def done(self) -> int:
@@ -147,6 +150,11 @@ class Tally:
     def todo_text(self) -> str:
         """The number of results to make, or `?`."""
         return f"{self.todo}" if self.start.total else "?"
+
+    @property
+    def by_result(self) -> bool:
+        """Whether progress is told by results: of many workers, and of values that become tokens."""
+        return not self.start.steps or self.start.workers > 1
 
     @property
     def unit(self) -> str:
@@ -171,7 +179,7 @@ class Tally:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
-        if not self.start.steps and self.done:
+        if self.by_result and self.done:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
         if (
             not self.start.total
@@ -197,6 +205,8 @@ def print_lines(
             if (count := tally.counts[type(event)]) <= FAILURES_SHOWN:
                 is_last = isinstance(event, Failed) and count == FAILURES_SHOWN
                 say(_problem(event) + ("; more failures are only counted here" if is_last else ""))
+        elif isinstance(event, Lost):
+            say(f"shard {event.shard} is made again: {event.reason}")
         elif isinstance(event, Halved):
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
@@ -206,7 +216,7 @@ def print_lines(
             pass
         elif isinstance(event, Loading):
             say(tally.loading)
-        elif not (isinstance(event, Saved) and tally.start.steps) and tally.clock() - printed >= interval:
+        elif (not isinstance(event, Saved) or tally.by_result) and tally.clock() - printed >= interval:
             printed = tally.clock()
             say(progress_line(tally, event))
         yield event
@@ -221,7 +231,8 @@ def headline(start: Started) -> str:
     skipped = f", {start.skipped} already complete" if start.skipped else ""
     steps = f"{counted(start.steps, 'decoding step')}, " if start.steps else ""
     where = f"{start.device} in {start.dtype}" if start.dtype else start.device
-    return f"{what}{skipped}; model {start.model} on {where}, {steps}batches of {start.batch_size}"
+    workers = f", {start.workers} workers" if start.workers > 1 else ""
+    return f"{what}{skipped}; model {start.model} on {where}, {steps}batches of {start.batch_size}{workers}"
 
 
 def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
@@ -266,7 +277,7 @@ def live_display(tally: Tally) -> RenderableType:
     elif step is not None:
         rows.append((step.target, step.done, step.total, "step ", "tokens to values"))
         facts = ["diffusion", f"{step.seconds:.2f} s per step"]
-    elif not tally.start.steps:
+    elif tally.by_result:
         passed = tally.clock() - tally.begun
         facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
     for name, done, total, what, more in rows:

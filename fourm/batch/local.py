@@ -1,38 +1,95 @@
-"""Makes the shards of one process, here, as one stream of events."""
+"""Makes the shards of one process, here or in processes of this machine, as one stream of events."""
 
 import time
 from collections.abc import Iterator
 
+import torch
+
 from fourm.batch.batches import Batch, Share
+from fourm.batch.pool import run_pool
 from fourm.batch.worker import Report, Worker
-from fourm.runs.events import Event, Finished, Started
+from fourm.inputs.request import World
+from fourm.runs.device import choose_device
+from fourm.runs.events import Event, Failed, Finished, Started
 from fourm.runs.job import count_evaluations
+from fourm.runs.sharded import Stage
+
+Made = Iterator[Event | Report]
 
 
-def run_share(batch: Batch, share: Share) -> Iterator[Event]:
-    """Make what is to be made of a share; the counts of all its shards are summed up."""
-    started, worker = time.perf_counter(), Worker(batch)
-    job, stages = worker.stages[0].job, len(batch.requests)
-    skipped = share.done.saved + share.done.failed
+def run_share(batch: Batch, share: Share, workers: int = 1) -> Iterator[Event]:
+    """Make what is to be made of a share, in this process or in several; counts are of all its shards.
+
+    A failure of a whole shard, whose workers died, is a failure of each of its results.
+    """
+    workers = max(1, min(workers, len(share.todo)))
+    if workers == 1:
+        worker = Worker(batch)
+        made = _here(worker, share)
+        stages = worker.stages
+    else:
+        stages = batch.stages()
+        made = run_pool(batch, share.todo, devices_of(batch, workers))
+    yield start_of(batch, share, stages, workers)
+    yield from summed(batch, share, made)
+
+
+def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) -> Started:
+    """The event at the start of making a share."""
+    job, skipped = stages[0].job, share.done.saved + share.done.failed
     counts = [shard.count for shard in share.todo]
-    due = sum(count or 0 for count in counts) * batch.variations * stages
-    yield Started(
+    due = sum(count or 0 for count in counts) * batch.variations * len(batch.requests)
+    return Started(
         total=0 if None in counts else skipped + due, skipped=skipped,
         batch_size=job.batch_size, model=job.request.model.name,
-        device=str(job.device), steps=sum(len(stage.job.request.chain.steps) for stage in worker.stages),
+        device=str(job.device), steps=sum(len(stage.job.request.chain.steps) for stage in stages),
         evaluations=count_evaluations(job.request, job.places), variations=batch.variations, dtype=job.dtype,
-        shards=len(share.shards),
+        shards=len(share.shards), workers=workers,
     )  # fmt: skip
+
+
+def summed(batch: Batch, share: Share, made: Made) -> Iterator[Event]:
+    """Pass events on, and sum up the reports in the last one."""
+    started = time.perf_counter()
     saved, failed, incomplete = 0, share.done.failed, share.done.incomplete
-    try:
-        for shard in share.todo:
-            for event in worker.events(shard):
-                if isinstance(event, Report):
-                    saved, failed = saved + event.counts.saved, failed + event.counts.failed
-                    incomplete += event.counts.incomplete
-                else:
-                    yield event
-    finally:
-        worker.close()
+    for event in made:
+        if isinstance(event, Report):
+            if event.lost:
+                due = (event.shard.count or 1) * batch.variations * len(batch.requests)
+                failed += due
+                yield Failed(f"shard {event.shard.name}", 0, event.lost)
+            saved, failed = saved + event.counts.saved, failed + event.counts.failed
+            incomplete += event.counts.incomplete
+        else:
+            yield event
     seconds = time.perf_counter() - started
     yield Finished(saved, share.done.saved, failed, seconds, incomplete=incomplete)
+
+
+def count_workers(batch: Batch, asked: str | None) -> int:
+    """The number of `workers`: N, or one for each visible GPU (auto); without it one."""
+    if asked is None:
+        return 1
+    if asked != "auto":
+        return int(asked)
+    return torch.cuda.device_count() if _kind(batch) == "cuda" else 1
+
+
+def devices_of(batch: Batch, workers: int) -> list[str | None]:
+    """The device of each worker: GPUs in turn, unless the batch names one of them."""
+    device = batch.requests[0].device
+    if _kind(batch) != "cuda" or ":" in device:
+        return [None] * workers
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(workers)]
+
+
+def _kind(batch: Batch) -> str:
+    return choose_device(batch.requests[0].device, World()).type
+
+
+def _here(worker: Worker, share: Share) -> Made:
+    try:
+        for shard in share.todo:
+            yield from worker.events(shard)
+    finally:
+        worker.close()

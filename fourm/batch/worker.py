@@ -27,6 +27,7 @@ class Report:
     incomplete: tuple[str, ...] = ()  # a sentence for each sample that lacks a file
     seconds: float = 0.0
     was_done: bool = False  # it was whole before, and nothing was made
+    lost: str = ""  # why it was not made: its workers died
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "device": "advise_dtype choose_device resolve_dtype resolve_weights",
-    "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
+    "events": """Detokenized Event Failed Finished Halved Loading Lost Malformed Noted Saved Started
+        Stepped""",
     "job": "count_evaluations order_place preview_place",
     "loaded": "LoadedModel",
     "machine": "describe_machine",

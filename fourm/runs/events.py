@@ -33,6 +33,7 @@ class Started:
     variations: int = 1  # results per sample
     dtype: str = ""  # of the networks
     shards: int = 0  # that this process makes of a sharded run; 0: results are files
+    workers: int = 1  # processes that make them
     to_json = _to_json
 
 
@@ -134,6 +135,17 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker of a sharded run died; another one makes its shard again."""
+
+    shard: str
+    reason: str
+    saved: int  # results of the shard that were reported as saved, and will be again
+    failed: int
+    to_json = _to_json
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over; the counts are of results."""
 
@@ -146,4 +158,6 @@ class Finished:
     to_json = _to_json
 
 
-Event = Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Finished
+Event = (
+    Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Lost | Finished
+)
