@@ -16,7 +16,7 @@ RARE = frozenset(
     "column subset_seed tokens_per_target autoregression_schemes token_decoding_schedules temp_schedules "
     "cfg_schedules sam_passes keep_guided cfg_grow_conditioning tokenizers attention decode blend "
     "detokenizer_steps detokenizer_solver compile_blocks log_json cond_weights upright shard_size "
-    "retry_failed".split()
+    "retry_failed executor workers gpus_per_worker sbatch".split()
 )
 SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"  # panels
 SR_OPTIONS = tuple(SR_PREFIX + option.key for option in OPTIONS)  # one line of `--help` stands for them

@@ -179,7 +179,7 @@ class Tally:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
-        if self.by_result and self.done:
+        if self.by_result and self.done and self.start.total:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
         if (
             not self.start.total

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fourm.batch.batches import Batch, plan
 from fourm.batch.local import count_workers, devices_of, run_share
@@ -236,6 +238,33 @@ def test_ray_that_is_not_installed_is_one_sentence(batch: Batch, monkeypatch: py
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(FourMError, match=r"pip install 'fourm\[ray\]'"):
         list(run_ray(batch, 2))
+
+
+def block(kind: str) -> str:
+    """The block of docs/clusters.md in some language, of which there is one."""
+    text = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    (found,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    return str(found)
+
+
+def test_the_example_of_a_worker_in_another_engine_runs(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    exec(block("python"), {})
+    assert re.fullmatch(r"00000 1 0 [0-9.]+\n", capfd.readouterr().out)
+    assert sorted(tars(tmp_path / "out")) == [
+        f"{name}/00000.tar" for name in ("caption", "clip", "rgb", "tok_clip@64", "tok_rgb@64")
+    ]
+
+
+def test_the_manifest_for_kubernetes_divides_the_work_by_its_completions() -> None:
+    job = yaml.safe_load(block("yaml"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert container["command"][-2:] == ["--shard", f"k8s/{job['spec']['completions']}"]
+    assert container["command"][:2] == ["fourm", "generate"]
 
 
 @pytest.mark.parametrize(
