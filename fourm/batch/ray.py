@@ -1,6 +1,7 @@
 """A sharded run on Ray: actors that hold a worker each are fed with descriptors of shards."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from fourm.batch.batches import Batch, Share
@@ -32,6 +33,11 @@ class Actor:
         events = self.worker.events(shard)
         return [event for event in events if not isinstance(event, Stepped | Detokenized | Loading)]
 
+    def close(self) -> None:
+        """Release the models, and remove what processes that died have left on this machine."""
+        if self.worker is not None:
+            self.worker.close()
+
 
 def run_ray(batch: Batch, workers: int, gpus_per_worker: float | None = None) -> Iterator[Event]:
     """Make a batch on the cluster that RAY_ADDRESS names, else on this machine. None: a GPU, if there is one.
@@ -48,8 +54,7 @@ def run_ray(batch: Batch, workers: int, gpus_per_worker: float | None = None) ->
         gpus_per_worker = 1 if has_gpus else 0
     retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
     kind = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, **retries)(Actor)
-    given = ray.put(batch)
-    actors = [kind.remote(given) for _ in range(workers)]
+    actors = [kind.remote(batch) for _ in range(workers)]
     try:
         world, begin = batch.requests[0].world, actors[0].begin.options(max_task_retries=0)
         share, started = ray.get(begin.remote(world.rank, world.size, workers))
@@ -79,6 +84,9 @@ def _feed(ray: Any, actors: list[Any], share: Share) -> Iterator[Event | Report]
                 continue
             if (following := next(left, None)) is not None:
                 busy[actor.make.remote(following)] = actor, following
+            else:
+                with suppress(ray.exceptions.RayActorError):
+                    ray.get(actor.close.remote())
 
 
 def _first(error: Exception) -> str:
