@@ -18,7 +18,7 @@ from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
 from fourm_cli.console import as_typed
 from fourm_cli.env import env
-from fourm_cli.folders import convert_app, plot, retrieve, verify
+from fourm_cli.folders import convert_app, plot, retrieve, status, verify
 from fourm_cli.generate import generate, sr, tokenize
 from fourm_cli.help import help_of, reword, show_group
 from fourm_cli.models import download, models_app
@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (generate, sr, tokenize, download, retrieve, plot, verify, env):
+for command in (generate, sr, tokenize, download, retrieve, plot, verify, status, env):
     app.command(**help_of(command))(command)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")

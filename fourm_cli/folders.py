@@ -1,4 +1,4 @@
-"""The commands that read folders of samples: `plot`, `retrieve`, `verify` and `convert`."""
+"""The commands that read folders of samples: `plot`, `retrieve`, `verify`, `status` and `convert`."""
 
 import itertools
 import re
@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fourm.data.opening import local_path, output_path
-from fourm.errors import SampleError, UsageError, VerificationError, near_match
+from fourm.errors import SampleError, UsageError, VerificationError, near_match, printable
 from fourm.hub.catalogue import DEMO
-from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
+from fourm_cli.console import Screen, as_typed, counted, duration, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
 from fourm_cli.options import argument, check_folder, one_of, option, parse_folder, with_options
+
+if TYPE_CHECKING:
+    from fourm.output.status import Status
 
 KINDS = ("png", "pdf", "svg")  # of sheets
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -224,6 +228,53 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         print(f"{'ok' if verdict.ok else 'not ok'}: {what}{': ' if counts else ''}{counts}")
     if not verdict.ok:
         raise typer.Exit(VerificationError.exit_code)
+
+
+@with_options()
+def status(*, folder: str, as_json: bool = False) -> None:
+    """Say how far a run is: shards that are done, missing or damaged, why results failed, the time left.
+
+    Exit code 0: complete; 3: complete, but results failed; 1: not complete; 5: a shard is damaged.
+
+    Examples:
+        fourm status out
+        fourm status out --json | jq '.[0].missing'
+    """
+    from fourm.output.status import read_status
+
+    found = read_status(parse_folder(folder, sys.stdin.buffer))
+    if as_json:
+        print_json([one.to_json() for one in found])
+    else:
+        for one in found:
+            _print_status(one)
+    if any(one.damaged for one in found):
+        raise typer.Exit(VerificationError.exit_code)
+    if not all(one.is_complete for one in found):
+        raise typer.Exit(1)
+    if any(one.failed for one in found):
+        raise typer.Exit(SampleError.exit_code)
+
+
+def _print_status(one: "Status") -> None:
+    from fourm.output.verify_shards import as_ranges
+
+    total = f" of {one.total:,}" if one.total is not None else ""
+    results = f"{one.saved:,}{total} results, {one.failed:,} failed"
+    results += f", {counted(one.incomplete, 'sample')} lacked a file" if one.incomplete else ""
+    if one.shards is not None:
+        results = f"{one.done:,} of {counted(one.shards, 'shard')}; {results}"
+    if one.rate is not None:
+        results += f"; {one.rate:.3g} results/s"
+    if one.left:
+        results += f", about {duration(one.left)} left"
+    print(f"{one.run}: {results}")
+    if one.missing:
+        print(f"missing: {as_ranges(one.missing)}")
+    for text in one.damaged[:SHOWN]:
+        print(f"damaged: {text}; --resume makes it again")
+    for reason, number in one.reasons[:SHOWN]:
+        print(f"failed: {number:,} times {printable(reason)}")
 
 
 @with_options()

@@ -32,7 +32,7 @@ def record_of(form: Format, shards: int) -> RunRecord:
 
 def make_shard(out: Path, record: RunRecord, number: int, failed: Sequence[int] = ()) -> Marker:
     """Write one shard. failed: positions of the samples in it that have no results."""
-    files, stream = ShardFiles(out, shard := _shard(number), record.layout), io.BytesIO()
+    files, stream = ShardFiles(out, shard := shard_of(number), record.layout), io.BytesIO()
     np.save(stream, np.array([[1, 2, 3, number]], np.int16))
     keys, lost = number_keys(SIZE, SIZE * number), list[Key]()
     for position, key in enumerate(keys):
@@ -50,7 +50,7 @@ def make_shard(out: Path, record: RunRecord, number: int, failed: Sequence[int] 
 
 def make_folder(out: Path, form: Format, shards: int = 3, made: Sequence[int] = (0, 1, 2)) -> RunRecord:
     """The folder of a run, with some of its shards; the middle one has a failed sample."""
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     record = record_of(form, shards)
     (out / RUN).write_text(format_run(record, "0123abcd"))
     for number in made:
@@ -59,5 +59,5 @@ def make_folder(out: Path, form: Format, shards: int = 3, made: Sequence[int] = 
     return record
 
 
-def _shard(number: int) -> Shard:
+def shard_of(number: int) -> Shard:
     return Shard(number, shard_name(number), SIZE * number, SIZE, ("lines", "p.txt"))

@@ -136,12 +136,12 @@ def find_done(
 def read_done(path: Path, root: Path, settings: str, size_of: SizeOf | None = None) -> Marker:
     """The marker of a shard that is whole; UsageError if it is not."""
     marker = read_marker(path)
-    if fault := _fault_of(marker, settings, size_of or partial(_size_of, root)):
+    if fault := fault_of(marker, settings, size_of or partial(_size_of, root)):
         raise UsageError(f"{printable(str(path))}: {fault}")
     return marker
 
 
-def _fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
+def fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
     """Why a shard that has a marker is not whole; "" if it is."""
     if marker.settings != settings:
         return "is of other settings"
