@@ -69,7 +69,7 @@ def test_every_released_modality_has_a_codec(wordpiece: WordPiece) -> None:
     for row in RELEASED.rows.values():
         codec = build_codec(row, wordpiece=wordpiece)
         assert all(
-            callable(getattr(codec, name)) for name in ("read", "write", "encode", "decode", "picture")
+            callable(getattr(codec, name)) for name in ("read", "pack", "encode", "decode", "picture")
         )
 
 
