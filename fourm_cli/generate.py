@@ -71,12 +71,10 @@ def generate(
     from fourm.inputs.words import marked_texts
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
 
-    if out is not None:
-        out.check(writing.format)
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
     run_settings = settings.run
-    folder = run_settings.folder if out is None else out.folder
+    out = writing.choose_out(out, run_settings.folder)
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO
     files = _with_parts(find_model(name if model is None else model), machine, run_settings)
@@ -86,15 +84,14 @@ def generate(
             "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights,
             "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
-        make_request = _requester(machine, writing, run_settings, folder)
-        make(*_repeat(replay, files, make_request), report, dry_run, engine=engine)
+        again = _repeat(replay, files, _requester(machine, writing, run_settings, out))
+        make(*again, report, dry_run, engine=engine)
         return
-    variations = num_variations or run_settings.num_variations or 1
-    source = inputs.source(run_settings, variations, files)
+    source = inputs.source(run_settings, num_variations or run_settings.num_variations or 1, files)
     settings = replace(settings, base=given.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
-    make_request = _requester(machine, writing, run_settings, folder, source.data)
+    make_request = _requester(machine, writing, run_settings, out, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
     dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, writing)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
@@ -102,9 +99,8 @@ def generate(
         sr_run = plan_sr(settings, files, chain, sr_model)
     requests = [make_request(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
-        num_variations=variations, seed=seed if seed is not None else run_settings.seed or 0,
+        num_variations=source.num_variations, seed=seed if seed is not None else run_settings.seed or 0,
         only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
-        store=out.store if out else "",
     ).staged()]  # fmt: skip
     requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
     make(requests, dataset, report, dry_run, sharded, engine)
@@ -154,7 +150,7 @@ def sr(
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    make_request = _requester(machine, writing, settings.run, out or root)
+    make_request = _requester(machine, writing, settings.run, options.Out(out or root))
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
@@ -287,8 +283,8 @@ def _check_replay(used: Mapping[str, object]) -> None:
 
 
 def _requester(
-    machine: options.Machine, writing: options.Writing, settings: RunSettings, out: Path | None,
-    data: str | None = None,
+    machine: options.Machine, writing: options.Writing, settings: RunSettings,
+    out: options.Out | None, data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
     """`Request` with the arguments that options and YAML files (`settings`) decide; callers add the others.
 
@@ -297,10 +293,11 @@ def _requester(
     from fourm.inputs.request import Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
-    folder = _choose_folder(writing, out, world.size, data)
+    folder = _choose_folder(writing, out.folder if out else None, world.size, data)
     return partial(
-        Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
-        overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
+        Request, out=folder, store=out.store if out else "", world=world,
+        command=("fourm", *sys.argv[1:]), resume=writing.resume, overwrite=writing.overwrite,
+        batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(settings.device or "auto"),
         dtype=machine.dtype or settings.dtype or AUTO,
         attention=machine.attention, compile=machine.compile_blocks, decode=writing.decode,

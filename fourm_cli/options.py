@@ -249,6 +249,14 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Out:
+    """Where results go."""
+
+    folder: Path  # with a store, a temporary one
+    store: str = ""  # address of a folder in an object store
+
+
+@dataclass(frozen=True, slots=True)
 class Writing:
     """What is written of each sample, and what happens to files of an earlier run."""
 
@@ -274,26 +282,21 @@ class Writing:
             raise UsageError(f"{used}: is for shards; --format shards makes some")
         return self.format != FILES
 
+    def choose_out(self, out: Out | None, folder: Path | None) -> Out | None:
+        """`out`, else `folder`; UsageError for results of a format that is written on this machine only."""
+        if out is None:
+            return None if folder is None else Out(folder)
+        if out.store and self.format == FILES:
+            where = f"{out.store}: {scheme_problem(out.store)}"
+            raise UsageError(f"{where}, or --format shards, webdataset or parquet")
+        return out
+
     def named(self) -> Mapping[str, object]:
         """What results depend on, where it is given, by the name that messages give it."""
         return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
                 "--format": self.format != FILES,
                 "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore,
                 "--detokenizer-solver": self.detokenizer_solver}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Out:
-    """Where results go."""
-
-    folder: Path  # with a store, a temporary one
-    store: str = ""  # address of a folder in an object store
-
-    def check(self, form: str) -> None:
-        """UsageError for results of a format that is written on this machine only."""
-        if self.store and form == FILES:
-            where = f"{self.store}: {scheme_problem(self.store)}"
-            raise UsageError(f"{where}, or --format shards, webdataset or parquet")
 
 
 def parse_out(text: str) -> Out:

@@ -79,7 +79,7 @@ class Sharded:
         if report.as_json:
             print_json({"out": out, "job": job, "tasks": tasks})
         else:
-            print_path(request.out)
+            print_path(out)
 
     def print_plan(self, requests: "Sequence[Request]", report: options.Report) -> None:
         """Print what this process would make."""

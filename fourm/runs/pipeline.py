@@ -111,10 +111,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     """
     started = time.perf_counter()
     out, world = request.out, request.world
-    if request.store:
-        raise UsageError(
-            f"`store={request.store}`: takes results in shards (`fourm.batch`), not single files"
-        )
+    _check_no_store(request)
     job = check(request)
     launch = Launch(world.rank, world.size, now(), batch_size=job.batch_size, only=request.only)
     record = make_record(job)
@@ -293,6 +290,13 @@ def sr_request(base: Request, following: Request) -> Request:
         following, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,
     )  # fmt: skip
+
+
+def _check_no_store(request: Request) -> None:
+    if request.store:
+        raise UsageError(
+            f"`store={request.store}`: takes results in shards (`fourm.batch`), not single files"
+        )
 
 
 def _split_work(
