@@ -186,6 +186,8 @@ def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
 
 # Commands and lines of options that modules write, where options are named as one types them.
 COMMANDS = {
+    "fourm.batch.slurm": """--executor --workers --sbatch --gpus-per-worker --dry-run --resume --shard --out
+        --array --chdir --job-name --parsable --requeue""",
     "fourm.hub.download": "--list",
     "fourm.hub.files": "--revision",
     "fourm.schedule.chain": "--cond --keep --keep-guided --target --top-k --top-p --grow-cond --no-grow-cond",

@@ -50,7 +50,7 @@ def submit(script: str) -> str:
             ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
         )
     except OSError as error:
-        what = f"`sbatch` cannot be run ({error.strerror}); `dry_run` prints the script"
+        what = f"sbatch cannot be run ({error.strerror}); `dry_run` prints the script"
         raise FourMError(f"`executor=slurm`: {what}") from error
     if done.returncode:
         said = done.stderr.strip() or f"it ended with exit code {done.returncode}"

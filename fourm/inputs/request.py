@@ -342,7 +342,7 @@ def _parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int, i
 def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
     """The place of a task in its SLURM array, and the tasks of the array, which may start anywhere."""
     names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
-    own, first, last, step, count = (_number(name, environment, None, "sbatch --array") for name in names)
+    own, first, last, step, count = (_number(name, environment, None, "an array of SLURM") for name in names)
     index, rest = divmod(own - first, max(step, 1))
     if rest or not first <= own <= last or (last - first) // max(step, 1) + 1 != count:
         found = f"task {own} of {count}, from {first} to {last} in steps of {step}"

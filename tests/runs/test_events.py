@@ -270,7 +270,7 @@ def test_a_batch_that_was_too_large_is_in_the_log(
 def test_every_event_of_the_page_is_in_a_log_of_these_tests() -> None:
     """So that none is promised which nobody has seen."""
     seen = {"started", "loading", "step", "halved", "detokenized", "saved", "noted", "malformed", "failed",
-            "finished"}  # fmt: skip
+            "lost", "finished"}  # fmt: skip
     assert {example(kind)["event"] for kind in EVENTS} == seen
 
 
