@@ -16,7 +16,7 @@ PUBLIC = {
     "shard_files": "ShardFiles check_format",
     "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_marker read_markers
         settings_digest""",
-    "status": "Status read_status",
+    "status": "read_status",
     "verify": "verify_folder",
     "verify_shards": "as_ranges",
 }
