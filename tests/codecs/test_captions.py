@@ -68,9 +68,7 @@ def refusal(reader: Callable[[Path], Any], path: Path) -> None:
 def test_every_released_modality_has_a_codec(wordpiece: WordPiece) -> None:
     for row in RELEASED.rows.values():
         codec = build_codec(row, wordpiece=wordpiece)
-        assert all(
-            callable(getattr(codec, name)) for name in ("read", "pack", "encode", "decode", "picture")
-        )
+        assert all(callable(getattr(codec, name)) for name in ("read", "pack", "encode", "decode", "picture"))
 
 
 def test_a_caption_needs_a_text_tokenizer() -> None:
