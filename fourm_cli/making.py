@@ -41,24 +41,11 @@ def make(
     sharded: Sharded | None = None, engine: options.Engine = options.Engine(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
-    from fourm.inputs.words import note_unknown_words
     from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
-    from fourm.schedule.plan import unseen_picture
 
     request = requests[0]
     engine.check(sharded is not None, request.world.size)
-
-    def notes() -> Iterator[str]:
-        yield _announce(requests, dataset, sharded)
-        yield from dataset.incomplete[:INCOMPLETE_SHOWN]
-        if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
-            yield f"{rest:,} more samples lack a file"
-        yield from (f"note: {text}" for text in dataset.notes)
-        if unknown := note_unknown_words(dataset.samples, request.model):
-            yield unknown
-        for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
-            yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
 
     def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, run
@@ -83,23 +70,42 @@ def make(
     launch = Launch(world.rank, world.size, now())
     if sharded is not None and engine.executor == "slurm":
         check_free(request.out, replace(launch, size=2), request.resume, request.overwrite, request.record)
-        sharded.submit(request, engine, [] if report.quiet else notes(), report, dry_run)
+        sharded.submit(
+            request, engine, [] if report.quiet else _notes(requests, dataset, sharded), report, dry_run
+        )
         return
     if dry_run:
         check_free(request.out, launch, request.resume, request.overwrite, request.record)
-        _print_plan(requests, notes(), report, sharded)
+        _print_plan(requests, _notes(requests, dataset, sharded), report, sharded)
         return
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         share = world.describe_share(len(request.samples), len(request.variations))
         share = sharded.describe_share(world) if sharded else share
-        follow(begin, request, notes(), report, share, always=sharded is not None)
+        follow(begin, request, _notes(requests, dataset, sharded), report, share, always=sharded is not None)
     except BaseException as stop:
         if not isinstance(stop, Exception):  # a signal
             stop.add_note(resume_advice(request))
         raise
     finally:
         remove_empty(made)  # where a mistake came to light later
+
+
+def _notes(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> Iterator[str]:
+    """What is said before a run."""
+    from fourm.inputs.words import note_unknown_words
+    from fourm.schedule.plan import unseen_picture
+
+    request = requests[0]
+    yield _announce(requests, dataset, sharded)
+    yield from dataset.incomplete[:INCOMPLETE_SHOWN]
+    if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
+        yield f"{rest:,} more samples lack a file"
+    yield from (f"note: {text}" for text in dataset.notes)
+    if unknown := note_unknown_words(dataset.samples, request.model):
+        yield unknown
+    for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
+        yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
 
 
 def _note_dtype(request: "Request", report: options.Report) -> None:
