@@ -14,9 +14,13 @@ from fourm.codecs.files import read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, read_pixels
 from fourm.codecs.table import build_codec
+from fourm.data.containers import is_there
 from fourm.data.dataset import list_dataset
+from fourm.data.layout import Key, Sample
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
+from fourm.output.record import RUN
+from fourm.output.samples import open_runs
 from fourm.views.panels import reader_for
 from fourm.views.plots import draw_sheet
 
@@ -50,9 +54,10 @@ def feature_row(registry: Registry, name: str) -> Modality:
 
 def load_features(root: Path, row: Modality) -> Features:
     """The features of a dataset folder; a map of them (C, h, w) counts as the mean over its places."""
-    dataset, codec = list_dataset(root, {row.name: row.folder}), build_codec(row)
+    samples, codec = _in_shards(root, row.name, row.folder), build_codec(row)
+    samples = samples or list_dataset(root, {row.name: row.folder}).samples
     keys, vectors, problems = list[str](), list[NDArray[np.float32]](), list[str]()
-    for sample in dataset.samples:
+    for sample in samples:
         path = sample.files.get(row.name, root)
         try:
             if sample.problem:
@@ -150,7 +155,21 @@ def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str) 
 
 def _files(root: Path, folder: str) -> dict[str, Path]:
     """The files of a folder by the names of their samples; none where there is no such folder."""
-    if not (root / folder).is_dir():
-        return {}
-    samples = list_dataset(root, {folder: folder}).samples
+    samples = _in_shards(root, folder, folder)
+    if not samples and (root / folder).is_dir():
+        samples = list_dataset(root, {folder: folder}).samples
     return {sample.key.text: sample.files[folder] for sample in samples if not sample.problem}
+
+
+def _in_shards(root: Path, name: str, folder: str) -> Sequence[Sample]:
+    """The results of sharded runs in a folder that have a file of this kind, called as files would be."""
+    found = list[Sample]()
+    for run in open_runs(root) if (root / RUN).is_file() else ():
+        places = [place for place in run.places if place.folder == folder and run.record.is_sharded]
+        for place, sample in ((place, sample) for place in places for sample in run.samples()):
+            for number in (None,) if place.shared else run.variations:
+                path = root / sample.file(place, number)
+                end = "" if number is None else f"-v{number}"
+                if is_there(path):
+                    found.append(Sample(Key(sample.key.folder, sample.key.name + end), files={name: path}))
+    return found
