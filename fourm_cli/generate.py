@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourm.data.opening import local_name, local_path, output_path, real
-from fourm.data.shards import SHARD_SIZE
+from fourm.data.shards import FILES, SHARD_SIZE
 from fourm.errors import UsageError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
-from fourm.output.record import FILES
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
 from fourm_cli.console import counted

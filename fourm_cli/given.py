@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourm.data.opening import local_name, local_path
-from fourm.data.storage import is_remote
 from fourm.errors import UsageError
-from fourm.hub.datasets import is_hub_data
 from fourm.schedule.settings import Layer, RunSettings, Setting
 from fourm_cli.options import INPUT, argument, option
 
@@ -20,6 +18,9 @@ if TYPE_CHECKING:
 
 def parse_data(text: str) -> str:
     """The text of `--data`: a data set on the Hub or in an object store, or something on this machine."""
+    from fourm.data.storage import is_remote
+    from fourm.hub.datasets import is_hub_data
+
     return text if is_hub_data(text) or is_remote(text) else local_name(text)
 
 

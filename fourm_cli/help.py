@@ -13,7 +13,7 @@ from fourm.schedule.settings import OPTIONS, SR_PREFIX
 
 # Parameters of commands that `--help` leaves out, where there is `--help-all`.
 RARE = frozenset(
-    "column subset_seed tokens_per_target autoregression_schemes token_decoding_schedules temp_schedules "
+    "column map subset_seed tokens_per_target autoregression_schemes token_decoding_schedules temp_schedules "
     "cfg_schedules sam_passes keep_guided cfg_grow_conditioning tokenizers attention decode blend "
     "detokenizer_steps detokenizer_solver compile_blocks log_json cond_weights upright shard_size "
     "retry_failed executor workers gpus_per_worker sbatch".split()

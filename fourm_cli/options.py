@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from fourm.data.opening import local_name, local_path, no_folder, output_path, scheme_problem
-from fourm.data.shards import SHARD_SIZE
-from fourm.data.storage import RemoteFolder, check_address, is_remote
+from fourm.data.shards import FILES, FORMATS, SHARD_SIZE
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import AUTO, DTYPES, FULL, WEIGHTS
 from fourm.modalities.registry import RELEASED, TOKENS
-from fourm.output.record import FILES, FORMATS
 from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
@@ -301,6 +299,8 @@ class Writing:
 
 def parse_out(text: str) -> Out:
     """An output folder, on this machine or in an object store."""
+    from fourm.data.storage import RemoteFolder, check_address, is_remote
+
     if not is_remote(text):
         return Out(output_path(text))
     store = RemoteFolder(check_address(text))

@@ -7,11 +7,10 @@ from typing import Any
 
 from fourm.batch.remote import Store
 from fourm.data.opening import real
-from fourm.data.shards import SHARD_SIZE, Shard
+from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
 from fourm.errors import UsageError, near_match
 from fourm.inputs.request import Request
 from fourm.inputs.shards import Shards
-from fourm.output.record import FILES, FORMATS, Format
 from fourm.output.shard_files import check_format
 from fourm.output.sharded import Counts
 from fourm.runs.sharded import ShardedInput, Stage, prepare, prepare_sr
@@ -64,7 +63,7 @@ class Batch:
         first, batch = self.requests[0], self.staged()
         for number, stage in enumerate(batch.stages()):
             overwrite, resume = first.overwrite and not number, first.resume or number > 0
-            batch.store.open(stage.run.record, first.world.size, resume, overwrite, stage.run.file)
+            batch.store.begin(stage.run.record, first.world.size, resume, overwrite, stage.run.file)
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
         """Every size-th shard from `rank` on, and what is to be made of them."""

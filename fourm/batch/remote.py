@@ -29,7 +29,7 @@ class Store:
     out: Path  # in which files are made
     address: str = ""
 
-    def open(self, settings: RunRecord, size: int, resume: bool, overwrite: bool, record: str) -> None:
+    def begin(self, settings: RunRecord, size: int, resume: bool, overwrite: bool, record: str) -> None:
         """Open the folder as `open_shards` does."""
         asked = self.out, settings, size, resume, overwrite, record
         is_there = (self.out / record).exists()

@@ -45,7 +45,7 @@ class Worker:
         requests = tuple(replace(one, device=device, overwrite=False) for one in self.batch.requests)
         self.stages = replace(self.batch, requests=requests).stages()
         for stage in self.stages:
-            self.batch.store.open(stage.run.record, 2, True, False, stage.run.file)
+            self.batch.store.begin(stage.run.record, 2, True, False, stage.run.file)
         for stage in self.stages:
             job = stage.job
             request = job.request

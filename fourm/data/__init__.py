@@ -23,7 +23,8 @@ PUBLIC = {
         names_in pictures_in""",
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts
         read_file read_stream""",
-    "shards": "SHARD_SIZE Ranges Shard shard_name take_shards",
+    "shards": """FILES FORMATS Format PARQUET Ranges SHARDS SHARD_SIZE Shard WEBDATASET shard_name
+        take_shards""",
     "storage": """RemoteFolder check_address fetch_remote find_remote_containers is_remote local_file
         remote_container""",
     "tars": "TarIndex read_tar",

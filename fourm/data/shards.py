@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
+# What results are put in: a file for each, or shards, which are tars or tables.
+Format = Literal["files", "shards", "webdataset", "parquet"]
+FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 SHARD_SIZE = 1000  # samples of a shard, where nothing else is asked for
 
 

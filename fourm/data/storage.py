@@ -1,7 +1,7 @@
 """Files in object stores (`s3://bucket/x`, `gs://`, `memory://`), through fsspec: listed, fetched, uploaded.
 
-Who may read a store is said by
-its own variables and files (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, ...), never by an address.
+Who may read a store is said by its own variables and files (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws,
+...), never by an address.
 """
 
 import glob
@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from fourm.data.containers import CONTAINER_SUFFIXES, Container, expand_braces, name_containers
 from fourm.data.copies import copy_of, made_folder
+from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError, near_match, printable, shown
 
 T = TypeVar("T")
 _AT_ONCE = 256  # small files that are fetched together
+MAX_SMALL = 1 << 28  # bytes of one
 SCHEMES = {"s3://": "pip install 'fourm[remote]'", "gs://": "pip install gcsfs", "memory://": ""}
 _BUCKET = re.compile(r"(\w+://)([^/@]+)(?:/([^\0]*))?")
 _SECRET = re.compile(r"//[^/@\s]+@")  # a password in the address of a server
@@ -107,7 +109,7 @@ class RemoteFolder:
 
     def create(self, name: str) -> bool:
         """Write a small file of the temporary folder to its place; False if there is one already."""
-        data = (self.local() / name).read_bytes()
+        data = read_bytes(self.local() / name, MAX_SMALL)
         try:
             _ask(f"{self.address}/{name}", lambda fs, path: fs.pipe_file(path, data, mode="create"))
         except FileExistsError:

@@ -11,7 +11,7 @@ PUBLIC = {
         "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_data list_files now "
         "read_checksums read_failures remove_empty sha256_of_file write_failures"
     ),
-    "record": "BASE FILES FORMATS FRAMES Format NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
+    "record": "BASE FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "shard_files": "ShardFiles check_format",
     "sharded": """Counts Marker Member ShardFailure find_done marker_path read_done read_marker read_markers

@@ -7,9 +7,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from fourm.data.layout import Key, Place, parse_key
+from fourm.data.shards import PARQUET, SHARDS
 from fourm.data.tars import read_tar
 from fourm.errors import UsageError
-from fourm.output.record import PARQUET, RUN, SHARDS
+from fourm.output.record import RUN
 from fourm.output.sharded import NAME, Marker, Member, stem_of_all
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fourm.data.dataset import Input
 from fourm.data.layout import FRAME, MAX_SAMPLES, PLACE_FORMS, Fit, Place
+from fourm.data.shards import FILES, Format
 from fourm.data.writing import PARTIAL
 from fourm.errors import shown
 from fourm.hub.header import FULL, Weights
@@ -31,8 +32,6 @@ RESERVED_NAMES = (
     *NEXT, *DONE.values(), *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES,
     FAILURES, PLOTS, PARTIAL,
 )  # fmt: skip
-Format = Literal["files", "shards", "webdataset", "parquet"]
-FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
 FORMAT = 3  # of run.json; fields may be added to it

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from fourm.data.layout import Key
 from fourm.data.opening import open_own
-from fourm.data.shards import Shard
+from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.data.writing import new_unfinished, write_atomic
 from fourm.errors import UsageError
 from fourm.output.processes import sha256_of_file
-from fourm.output.record import PARQUET, RUN, SHARDS, WEBDATASET
+from fourm.output.record import RUN
 from fourm.output.sharded import NAME, PATH, Marker, Member, stem_of_all
 
 ROWS_PER_GROUP = 100  # of a table: so many results are in memory together

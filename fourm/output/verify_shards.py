@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fourm.data.layout import Place
 from fourm.data.opening import real
-from fourm.data.shards import shard_name
+from fourm.data.shards import PARQUET, SHARDS, shard_name
 from fourm.data.tars import read_tar
 from fourm.data.writing import PARTIAL
 from fourm.errors import SampleError, UsageError, printable
@@ -28,7 +28,7 @@ from fourm.output.findings import (
     check_reserved,
 )
 from fourm.output.processes import sha256_of_file
-from fourm.output.record import DONE, FRAMES, NEXT, PARQUET, PLOTS, RUN, SHARDS, SR, SR_RUN
+from fourm.output.record import DONE, FRAMES, NEXT, PLOTS, RUN, SR, SR_RUN
 from fourm.output.samples import Run, load_run
 from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, settings_digest, stem_of_all
 

@@ -294,9 +294,7 @@ def sr_request(base: Request, following: Request) -> Request:
 
 def _check_no_store(request: Request) -> None:
     if request.store:
-        raise UsageError(
-            f"`store={request.store}`: takes results in shards (`fourm.batch`), not single files"
-        )
+        raise UsageError(f"`out={request.store}`: takes results in shards (`fourm.batch`), not single files")
 
 
 def _split_work(

@@ -11,13 +11,12 @@ from fourm.data.containers import is_there
 from fourm.data.copies import as_addresses
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
-from fourm.data.shards import Shard
+from fourm.data.shards import Format, Shard
 from fourm.inputs.conditions import Work
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
 from fourm.networks.precision import arithmetic
-from fourm.output.record import Format
 from fourm.output.samples import Run
 from fourm.output.shard_files import ShardFiles
 from fourm.output.sharded import Counts, Marker, settings_digest

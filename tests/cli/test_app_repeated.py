@@ -15,6 +15,7 @@ from fourm_cli.app import app, refuse_repeated
 Run = Callable[..., tuple[int, str, str]]
 APP = typer.main.get_command(app)
 ADDED_UP = {
+    "map",
     "prompt",
     "tokenizers",
     *(f"{sr}{key}" for sr in ("", "sr_") for key in ("cond_domains", "cond_weights", "keep", "target")),

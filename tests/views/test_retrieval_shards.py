@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fourm.data.containers import is_there
-from fourm.output.record import FORMATS
+from fourm.data.shards import FORMATS
 from fourm.views import retrieval
 from tests.sharded_folder import make_folder
 
