@@ -231,7 +231,7 @@ def sr_name(base: ModelFiles, sr_run: RunRecord) -> str | None:
 
 def read_replay(path: Path) -> Replay:
     """From a picture that this program wrote, or from the record of a run."""
-    if not is_there(path):
+    if not (os.path.exists(path) or is_there(path)):
         raise _refusal(path, "no such file")
     if path.suffix.lower() == ".png":
         return _one_picture(path)
