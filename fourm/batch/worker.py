@@ -14,6 +14,7 @@ from fourm.errors import UsageError
 from fourm.output.sharded import Counts, Marker, ShardFailure
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
+from fourm.runs.pipeline import loaded_for
 from fourm.runs.sharded import Stage, make_shard, samples_for_sr
 
 
@@ -48,11 +49,9 @@ class Worker:
             self.batch.store.begin(stage.run.record, 2, True, False, stage.run.file)
         for stage in self.stages:
             job = stage.job
-            request = job.request
-            own = request.model, job.device, job.dtype, request.attention, request.compile
-            alike = [one for one in self._loaded if (one.device, one.dtype) == own[1:3]]
+            alike = [one for one in self._loaded if (one.device, one.dtype) == (job.device, job.dtype)]
             tokenizers = alike[0].tokenizers if alike else {}
-            self._loaded.append(LoadedModel(*own, tokenizers=tokenizers))
+            self._loaded.append(replace(loaded_for(job, None), tokenizers=tokenizers))
 
     def make(self, shard: Shard, watch: Callable[[Event], object] | None = None) -> Report:
         """Make one shard, unless it is whole already. watch: is called with the events of its results."""

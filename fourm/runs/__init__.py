@@ -10,7 +10,7 @@ PUBLIC = {
     "job": "count_evaluations order_place preview_place",
     "loaded": "LoadedModel",
     "machine": "describe_machine",
-    "pipeline": "check check_weights collect measure plan run save_made sr_request",
+    "pipeline": "check check_weights collect loaded_for measure plan run save_made sr_request",
     "sharded": "ShardedInput Stage make_shard prepare prepare_sr samples_for_sr",
     "tokenizing": "tokenize_dataset",
     "values": "Collector Made picture_of",

@@ -19,6 +19,7 @@ from fourm.codecs.files import write_png
 from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset
 from fourm.data.opening import read_bytes
+from fourm.data.shards import FORMATS
 from fourm.data.tars import read_tar
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles, find_model, find_sr
@@ -26,7 +27,7 @@ from fourm.inputs.origins import read_replay
 from fourm.inputs.request import Request, World
 from fourm.inputs.shards import Shards, list_shards, shards_of_run
 from fourm.inputs.sources import Source, read_samples
-from fourm.output.record import FORMATS, RUN, SR_RUN
+from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import load_run, open_runs
 from fourm.output.sharded import marker_files, read_marker, read_markers
 from fourm.runs.events import Failed, Finished, Saved, Started
@@ -135,6 +136,16 @@ def test_shards_of_any_size_made_in_any_order_have_the_bytes_of_files(
     assert [sample.prompt for sample in samples] == [None if text == LONG else text for text in PROMPTS]
     assert run_of_shards.find(samples[3].key) == samples[3]
     assert samples[3].files["rgb"] == ("rgb/00000.tar/000003-v0.png", "rgb/00000.tar/000003-v1.png")
+
+
+def test_weights_are_kept_as_the_request_says(model: ModelFiles, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
+    chain, source = parse_chain(OPTIONS, model), Source(data=str(tmp_path / "p.txt"))
+    full, rounded = (Example(model, chain, source, weights=weights) for weights in ("full", "int8"))
+    files = rounded.as_files(tmp_path / "files")
+    make(rounded.batch(tmp_path / "shards", 1))
+    assert written(tmp_path / "shards") == files
+    assert full.as_files(tmp_path / "full") != files
 
 
 def test_kept_parts_and_frames_of_pictures_have_the_bytes_of_files(model: ModelFiles, tmp_path: Path) -> None:

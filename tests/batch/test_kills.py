@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fourm.output.record import FORMATS, SHARDS, Format
+from fourm.data.shards import FORMATS, SHARDS, Format
 from fourm.output.sharded import find_done, marker_path, settings_digest
 from fourm.output.verify import verify_folder
 from tests.sharded_folder import make_folder, make_shard, shard_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.record import SHARDS
+from fourm.data.shards import SHARDS
 from fourm.output.sharded import marker_path
 from fourm.output.status import read_status
 from tests.sharded_folder import make_folder, make_shard

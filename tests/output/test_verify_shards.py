@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.record import FORMATS, PARQUET, SHARDS, WEBDATASET
+from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET
 from fourm.output.sharded import marker_path, read_marker
 from fourm.output.verify import verify_folder
 from fourm.output.verify_shards import as_ranges, missing_shards
