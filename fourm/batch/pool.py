@@ -120,5 +120,5 @@ def _work(connection: Connection, batch: Batch, device: str | None) -> None:
         os._exit(0)
     except FourMError as error:
         connection.send(error)
-    except Exception as error:
+    except Exception as error:  # of any kind: the parent waits for word of this process, and tells it
         connection.send(FourMError(f"a worker ended: {type(error).__name__}: {error}"))
