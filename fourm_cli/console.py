@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fourm.data.copies import as_addresses
 from fourm.errors import printable
+from fourm.files.copies import as_addresses
 
 Clock = Callable[[], float]  # seconds
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError, UsageError, VerificationError, near_match, printable
+from fourm.files.opening import local_path, output_path
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, duration, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
@@ -163,7 +163,7 @@ def retrieve(
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
         fourm generate "a lake house" --targets tok_clip --out query | fourm retrieve - --among library
     """
-    from fourm.data.writing import check_drawing
+    from fourm.files.writing import check_drawing
     from fourm.hub.files import find_model
 
     registry = find_model(DEMO if model is None else model).registry

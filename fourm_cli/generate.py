@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.data.shards import FILES, SHARD_SIZE
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import local_name, local_path, output_path, real
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
 from fourm.schedule.settings import RunSettings, merge, read_settings

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
+from fourm.files.opening import local_name, local_path
 from fourm.schedule.settings import Layer, RunSettings, Setting
 from fourm_cli.options import INPUT, argument, option
 

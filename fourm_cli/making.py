@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm import set_variables
-from fourm.data.copies import as_addresses
-from fourm.data.opening import real
 from fourm.errors import SampleError, UsageError
+from fourm.files.copies import as_addresses
+from fourm.files.opening import real
 from fourm.hub.header import read_header
 from fourm_cli import options
 from fourm_cli.console import (

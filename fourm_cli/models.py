@@ -5,8 +5,8 @@ from pathlib import Path
 
 import typer
 
-from fourm.data.opening import local_name
 from fourm.errors import UsageError
+from fourm.files.opening import local_name
 from fourm.hub.catalogue import LICENCES
 from fourm.schedule.configs import list_configs, option_of, title_of
 from fourm.schedule.settings import read_names

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from fourm.data.opening import local_name, local_path, no_folder, output_path, scheme_problem
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE
 from fourm.errors import FourMError, UsageError, near_match
+from fourm.files.opening import local_name, local_path, no_folder, output_path, scheme_problem
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import AUTO, DTYPES, FULL, WEIGHTS
 from fourm.modalities.registry import RELEASED, TOKENS

@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from fourm.data.opening import open_file, open_text
 from fourm.errors import FourMError, UsageError, printable
+from fourm.files.opening import open_file, open_text
 from fourm.runs.events import (
     Detokenized,
     Event,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm.data.opening import local_path
+from fourm.files.opening import local_path
 from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
 from fourm.hub.header import AUTO, FULL
 from fourm.schedule.settings import Settings, read_settings
@@ -98,7 +98,7 @@ def show(
     """
     stages = [(files, chain.expected()) for files, chain in _plan(schedule, configs, model, sr_model)[1]]
     if chart is not None:
-        from fourm.data.writing import check_drawing
+        from fourm.files.writing import check_drawing
         from fourm.views.chart import WIDTH, draw_chain  # imports Matplotlib: half a second
         from fourm.views.saving import save_drawing
 

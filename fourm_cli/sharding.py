@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourm.data.copies import as_addresses
 from fourm.errors import UsageError
+from fourm.files.copies import as_addresses
 from fourm_cli import options
 from fourm_cli.console import counted, note, print_json, print_path, print_table
 

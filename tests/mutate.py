@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
     "inputs/origins", "runs/job", "runs/outputs", "output/joining", "output/processes", "output/record",
-    "output/samples", "data/layout", "data/writing", "hub/files",
+    "output/samples", "data/layout", "files/writing", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
 NEAREST = {  # test files beside the one that has the module's name; not those that take minutes

@@ -9,7 +9,7 @@ import numpy as np
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, number_keys
 from fourm.data.shards import Format, Shard, shard_name
-from fourm.data.writing import remove_leftovers
+from fourm.files.writing import remove_leftovers
 from fourm.output.record import RUN, RunRecord, format_run
 from fourm.output.shard_files import ShardFiles
 from fourm.output.sharded import Counts, Marker, Member, ShardFailure, settings_digest

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms before it.
 ROOMS = (
-    "data", "modalities", "hub", "schedule", "output", "networks", "decoding", "codecs", "inputs", "runs",
-    "batch", "views", "api",
+    "files", "data", "modalities", "hub", "schedule", "output", "networks", "decoding", "codecs", "inputs",
+    "runs", "batch", "views", "api",
 )  # fmt: skip
 WITHOUT_TORCH = ROOMS[: ROOMS.index("networks")]
 MAX_LINES = 500
@@ -156,7 +156,7 @@ OPEN_ALREADY = (
     "files('fourm.views').joinpath(",
 )  # fmt: skip
 OPENS = {
-    "fourm.data.opening": (
+    "fourm.files.opening": (
         "os.open(path, _FLAGS)",
         "open(path, mode + 'b', opener=",
         "os.open(path, flags | ",

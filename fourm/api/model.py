@@ -19,8 +19,8 @@ from fourm.api.progress import Bar
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
 from fourm.api.tokens import Ids, decode, tokenize
-from fourm.data.opening import output_path, path_text
 from fourm.errors import UsageError
+from fourm.files.opening import output_path, path_text
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.hub.header import AUTO, FULL, Weights

@@ -12,8 +12,8 @@ from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.texts import STRUCTURED, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key
-from fourm.data.opening import local_path
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import local_path
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample
 from fourm.views.album import Album, Entry, open_album

@@ -16,8 +16,8 @@ from fourm.codecs.keeping import Mask
 from fourm.codecs.table import Codec
 from fourm.codecs.texts import in_square
 from fourm.data.layout import Key
-from fourm.data.opening import output_path
 from fourm.errors import FourMError, SampleError, UsageError, near_match, shown
+from fourm.files.opening import output_path
 from fourm.inputs.request import Request
 from fourm.modalities.registry import TOKENS, Modality
 from fourm.modalities.text import Structured

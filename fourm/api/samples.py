@@ -14,9 +14,9 @@ from fourm.codecs.taking import turn_upright
 from fourm.codecs.texts import STRUCTURED
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Sample, number_keys, parse_key
-from fourm.data.opening import local_path
 from fourm.data.pictures import is_path, keys_below
 from fourm.errors import SampleError, UsageError, near_match, printable, shown
+from fourm.files.opening import local_path
 from fourm.inputs.datasets import CAPTION
 from fourm.inputs.sources import digest_of
 from fourm.modalities.facts import Colour

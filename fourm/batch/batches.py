@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fourm.batch.remote import Store
-from fourm.data.opening import real
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import real
 from fourm.inputs.request import Request
 from fourm.inputs.shards import Shards
 from fourm.output.shard_files import check_format

@@ -14,8 +14,8 @@ from multiprocessing.context import SpawnProcess
 from fourm.batch.batches import Batch
 from fourm.batch.worker import Report, Worker
 from fourm.data.shards import Shard
-from fourm.data.writing import remove_leftovers
 from fourm.errors import FourMError
+from fourm.files.writing import remove_leftovers
 from fourm.output.sharded import Counts
 from fourm.runs.events import Detokenized, Event, Failed, Loading, Lost, Saved, Stepped
 

@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from fourm.batch.batches import Batch
-from fourm.data.copies import temporary_copies
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
-from fourm.data.writing import remove_leftovers
 from fourm.errors import UsageError
+from fourm.files.copies import temporary_copies
+from fourm.files.writing import remove_leftovers
 from fourm.output.sharded import Counts, Marker, ShardFailure
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel

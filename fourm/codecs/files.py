@@ -28,8 +28,8 @@ from PIL.PngImagePlugin import PngInfo
 from fourm.data.containers import ending_of, read_member, split_path
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.layout import Crop, Fit, Frame, fit_crop
-from fourm.data.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError, shown
+from fourm.files.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.modalities.typed import to_type
 
 MAX_BYTES = 1 << 30  # of an array or picture file

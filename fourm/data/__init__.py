@@ -1,13 +1,11 @@
-"""Reads samples from prompts, tables, folders and tar shards; opens files safely, writes them atomically."""
+"""Reads samples from prompts, tables, folders, tar shards and Parquet, here or in remote storage."""
 
 from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "columns": "BYTES Columns PICTURE TEXT read_columns",
     "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
         is_container is_there name_containers read_member split_path""",
-    "copies": "as_addresses temporary_copies",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
         choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
         match_spellings suffix_of""",
@@ -15,9 +13,6 @@ PUBLIC = {
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
     "lines": "LineRange scan_lines",
-    "opening": """SIGNATURE find_exif is_encodable local_name local_path no_folder open_file open_own
-        open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
-        with_single_keys""",
     "parts": "Part list_part list_parts",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
@@ -27,10 +22,5 @@ PUBLIC = {
         take_shards""",
     "storage": """RemoteFolder check_address fetch_remote find_remote_containers is_remote local_file
         remote_container""",
-    "tars": "TarIndex read_tar",
-    "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
-        create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
-        new_unfinished process_name refuse_inside remove_leftovers server_clock vanished write_alone
-        write_atomic write_data write_text""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

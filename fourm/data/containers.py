@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.columns import COLUMN_SUFFIXES, read_cell, read_columns
 from fourm.data.dataset import COMPRESSED_SUFFIXES, PICTURE_SUFFIXES, entries_below
 from fourm.data.layout import Key
-from fourm.data.opening import read_bytes, with_single_keys
 from fourm.data.prompts import missing_file
-from fourm.data.tars import NO_ACCESS, SHARD_SUFFIX, read_tar, read_tar_member
 from fourm.errors import SampleError, UsageError, printable
+from fourm.files.columns import COLUMN_SUFFIXES, read_cell, read_columns
+from fourm.files.opening import read_bytes, with_single_keys
+from fourm.files.tars import NO_ACCESS, SHARD_SUFFIX, read_tar, read_tar_member
 
 CONTAINER_SUFFIXES = (SHARD_SUFFIX, *COLUMN_SUFFIXES)
 MAX_FILES = 1_000_000  # that braces may stand for

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fourm.data.layout import MAX_SAMPLES, Key, Sample
-from fourm.data.tars import NO_ACCESS, SHARD_SUFFIX, TarIndex, read_tar
 from fourm.errors import UsageError, printable
+from fourm.files.tars import NO_ACCESS, SHARD_SUFFIX, TarIndex, read_tar
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif",

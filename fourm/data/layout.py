@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fourm.data.opening import is_encodable
-from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
+from fourm.files.opening import is_encodable
+from fourm.files.writing import PARTIAL, refuse_inside
 
 # What the files of a place hold: token ids; values; of a target of which a part is kept, the value or the ids
 # that were given, and the mask of what is kept; anything that only some samples have.

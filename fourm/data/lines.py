@@ -11,9 +11,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from fourm.data.opening import open_file
 from fourm.data.prompts import JSON_LINES, MAX_BYTES, TABLES, PartOfTable, parse_header
 from fourm.errors import UsageError
+from fourm.files.opening import open_file
 
 _BOM = b"\xef\xbb\xbf"
 _MARK = b"[S_"  # how a sentinel in a prompt begins

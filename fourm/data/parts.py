@@ -22,7 +22,7 @@ from fourm.data.dataset import (
     walk,
 )
 from fourm.data.layout import Key
-from fourm.data.tars import SHARD_SUFFIX
+from fourm.files.tars import SHARD_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)

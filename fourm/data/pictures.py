@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fourm.data.dataset import PICTURE_SUFFIXES, entries_below
 from fourm.data.layout import Key
-from fourm.data.opening import local_path
 from fourm.data.prompts import missing_file
 from fourm.errors import UsageError, printable
+from fourm.files.opening import local_path
 
 UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
 _PROMPT_ADVICE = "; if these are words, `prompt` takes them as such"

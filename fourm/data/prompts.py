@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fourm.data.opening import parse_json_lines, read_bytes
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import parse_json_lines, read_bytes
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".tsv", ".csv")

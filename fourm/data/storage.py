@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fourm.data.containers import CONTAINER_SUFFIXES, Container, expand_braces, name_containers
-from fourm.data.copies import copy_of, made_folder
-from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError, near_match, printable, shown
+from fourm.files.copies import copy_of, made_folder
+from fourm.files.opening import read_bytes
 
 T = TypeVar("T")
 _AT_ONCE = 256  # small files that are fetched together

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fourm.data.opening import open_own, read_bytes, real
-from fourm.data.writing import lock_file, make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError
+from fourm.files.opening import open_own, read_bytes, real
+from fourm.files.writing import lock_file, make_below, write_alone
 from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 
 MAIN = "main"

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from fourm.data.containers import CONTAINER_SUFFIXES, Container, expand_braces, name_containers
-from fourm.data.writing import make_all, make_below, write_alone
 from fourm.errors import MissingError, UsageError, near_match, printable
+from fourm.files.writing import make_all, make_below, write_alone
 from fourm.hub import cache, remote
 from fourm.hub.cache import HUB_ID, Commit, HubFile
 from fourm.hub.remote import Address, Client, UnreachableError

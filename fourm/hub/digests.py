@@ -7,9 +7,9 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from fourm.data.opening import open_file, read_bytes
-from fourm.data.writing import write_alone
 from fourm.errors import FourMError
+from fourm.files.opening import open_file, read_bytes
+from fourm.files.writing import write_alone
 from fourm.hub.cache import fourm_home
 
 LARGE = 64 << 20  # bytes; smaller files are read in a moment

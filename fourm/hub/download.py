@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fourm.data.writing import make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
+from fourm.files.writing import make_below, write_alone
 from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, TEXT_TOKENIZER, Entry, find_entry

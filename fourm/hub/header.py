@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
+from fourm.files.opening import open_file, read_bytes, with_single_keys
 from fourm.modalities.typed import Limits, to_type
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"

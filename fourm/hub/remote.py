@@ -22,9 +22,9 @@ from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from fourm import __version__
-from fourm.data.opening import open_file, open_own, read_bytes
-from fourm.data.writing import lock_file
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, near_match, printable
+from fourm.files.opening import open_file, open_own, read_bytes
+from fourm.files.writing import lock_file
 from fourm.hub.cache import KEPT, Commit, HubFile, place_file, remove_file
 from fourm.hub.catalogue import near_entry
 from fourm.hub.header import is_web_page

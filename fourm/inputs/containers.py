@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fourm.data.columns import BYTES, PICTURE, TEXT, Columns, read_columns
 from fourm.data.containers import Container
 from fourm.data.dataset import (
     EXTENSIONS,
@@ -31,8 +30,9 @@ from fourm.data.layout import (
 )
 from fourm.data.prompts import COLUMNS
 from fourm.data.storage import fetch_remote, is_remote, remote_container
-from fourm.data.tars import TarIndex, read_tar
 from fourm.errors import UsageError, near_match, printable
+from fourm.files.columns import BYTES, PICTURE, TEXT, Columns, read_columns
+from fourm.files.tars import TarIndex, read_tar
 from fourm.hub.datasets import fetch_container, hub_container
 from fourm.hub.files import ModelFiles
 from fourm.inputs.datasets import CAPTION, Wanted, chosen

@@ -18,9 +18,9 @@ from typing import Any
 
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Crop, path_of
-from fourm.data.opening import no_folder, read_bytes, real
-from fourm.data.writing import check_root, make_all, refuse_inside, remove_leftovers, write_text
 from fourm.errors import SampleError, UsageError
+from fourm.files.opening import no_folder, read_bytes, real
+from fourm.files.writing import check_root, make_all, refuse_inside, remove_leftovers, write_text
 from fourm.modalities.figures import PICTURE_SIDE, instances_from_json
 from fourm.output.formats import find_flaw
 

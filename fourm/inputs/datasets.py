@@ -16,10 +16,10 @@ from fourm.data.dataset import (
     match_spellings,
 )
 from fourm.data.layout import CROP_SETTINGS, FRAME, KEPT_PIXELS, PICTURES, Sample
-from fourm.data.opening import local_name
 from fourm.data.parts import Part, list_part
 from fourm.data.prompts import missing_file
 from fourm.errors import UsageError
+from fourm.files.opening import local_name
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
 

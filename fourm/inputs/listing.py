@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fourm.data.dataset import Dataset, flat_advice, folders_in, list_folder, match_spellings
 from fourm.data.layout import CROP_SETTINGS, FRAME, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample
-from fourm.data.opening import no_folder
 from fourm.errors import MissingError, UsageError, near_match
+from fourm.files.opening import no_folder
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
 from fourm.modalities.registry import TOKENS, Kind, Modality

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from fourm.data.containers import is_there, read_member, split_path
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
-from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import FourMError, UsageError, printable
+from fourm.files.opening import read_bytes, real, strip_metadata
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr

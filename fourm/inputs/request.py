@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
-from fourm.data.opening import read_bytes, real
 from fourm.data.storage import RemoteFolder, check_address
 from fourm.errors import UsageError, near_match, shown
+from fourm.files.opening import read_bytes, real
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
 from fourm.inputs.datasets import shows_part

@@ -20,7 +20,6 @@ from fourm.data.layout import (
     number_keys,
     samples_of_prompts,
 )
-from fourm.data.opening import local_name
 from fourm.data.pictures import (
     UNREAD_PICTURES,
     Pictures,
@@ -41,6 +40,7 @@ from fourm.data.prompts import (
 )
 from fourm.data.storage import check_address, find_remote_containers, is_remote, local_file
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import local_name
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
 from fourm.hub.datasets import find_hub_containers, is_hub_data

@@ -10,8 +10,8 @@ from typing import Generic, Self, TypeVar
 from tokenizers import Encoding, Tokenizer
 
 from fourm.data.layout import Crop
-from fourm.data.opening import is_encodable, read_bytes
 from fourm.errors import CheckpointError, MissingError, UsageError, shown
+from fourm.files.opening import is_encodable, read_bytes
 
 T = TypeVar("T")
 

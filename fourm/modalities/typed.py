@@ -9,8 +9,8 @@ from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fourm.data.opening import is_encodable
 from fourm.errors import near_match, shown
+from fourm.files.opening import is_encodable
 
 # How messages name a type.
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}

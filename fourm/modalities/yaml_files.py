@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from fourm.data.opening import read_bytes
 from fourm.errors import UsageError, shown
+from fourm.files.opening import read_bytes
 
 MAX_BYTES = 1 << 17  # the parser takes seconds for so many
 MAX_NODES = 100_000  # aliases written out

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from fourm.data.opening import read_bytes
 from fourm.errors import FourMError
+from fourm.files.opening import read_bytes
 
 # Parts of messages of allocators (CPU, Apple GPU, CUDA libraries) that raise plain RuntimeErrors.
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")

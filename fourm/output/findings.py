@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fourm.data.writing import PARTIAL, foreign_leftovers
+from fourm.files.writing import PARTIAL, foreign_leftovers
 from fourm.output.processes import FAILURES
 from fourm.output.record import NEXT, PLOTS
 

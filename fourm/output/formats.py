@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.opening import SIGNATURE, read_bytes
+from fourm.files.opening import SIGNATURE, read_bytes
 
 MAX_BYTES = 1 << 28  # of a file that is checked; it is read whole
 _MAX_HEADER = 1 << 16  # bytes of the header of a .npy file

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from fourm.data.copies import as_addresses
 from fourm.data.dataset import PICTURE_SUFFIXES
-from fourm.data.writing import (
+from fourm.errors import UsageError
+from fourm.files.copies import as_addresses
+from fourm.files.writing import (
     PARTIAL,
     check_folder,
     check_partial,
@@ -29,7 +30,6 @@ from fourm.data.writing import (
     server_clock,
     write_text,
 )
-from fourm.errors import UsageError
 from fourm.output import processes
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
 from fourm.output.record import FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 
 from fourm.data.layout import Key, Place, parse_key
 from fourm.data.shards import PARQUET, SHARDS
-from fourm.data.tars import read_tar
 from fourm.errors import UsageError
+from fourm.files.tars import read_tar
 from fourm.output.record import RUN
 from fourm.output.sharded import NAME, Marker, Member, stem_of_all
 

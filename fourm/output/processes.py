@@ -19,9 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fourm.data.opening import open_file, open_own, parse_json_lines
-from fourm.data.writing import make_below, process_name, remove_leftovers, vanished, write_text
 from fourm.errors import UsageError, printable
+from fourm.files.opening import open_file, open_own, parse_json_lines
+from fourm.files.writing import make_below, process_name, remove_leftovers, vanished, write_text
 from fourm.modalities.typed import to_type
 
 PROCESSES, FAILURES = "processes", "failures.jsonl"

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from fourm.data.dataset import Input
 from fourm.data.layout import FRAME, MAX_SAMPLES, PLACE_FORMS, Fit, Place
 from fourm.data.shards import FILES, Format
-from fourm.data.writing import PARTIAL
 from fourm.errors import shown
+from fourm.files.writing import PARTIAL
 from fourm.hub.header import FULL, Weights
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal

@@ -28,10 +28,10 @@ from fourm.data.layout import (
     file_name,
     path_of,
 )
-from fourm.data.opening import no_folder, open_file, read_bytes
 from fourm.data.shards import shard_name
-from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import SampleError, UsageError, printable
+from fourm.files.opening import no_folder, open_file, read_bytes
+from fourm.files.writing import create_text, free_beside, write_text
 from fourm.modalities.typed import to_type
 from fourm.output.members import ShardMembers
 from fourm.output.record import BASE, FRAMES, RUN, SAMPLES, SR, SR_RUN, RunRecord, parse_run

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.data.layout import Key
-from fourm.data.opening import open_own
 from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
-from fourm.data.writing import new_unfinished, write_atomic
 from fourm.errors import UsageError
+from fourm.files.opening import open_own
+from fourm.files.writing import new_unfinished, write_atomic
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import RUN
 from fourm.output.sharded import NAME, PATH, Marker, Member, stem_of_all

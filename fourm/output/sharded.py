@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from fourm.data.layout import Key, file_name
-from fourm.data.opening import open_own
 from fourm.data.shards import Shard
-from fourm.data.writing import write_text
 from fourm.errors import UsageError, printable
+from fourm.files.opening import open_own
+from fourm.files.writing import write_text
 from fourm.modalities.typed import to_type
 from fourm.output.processes import seal
 from fourm.output.record import DONE, NOT_COMPARED, RUN, SR, RunRecord

@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from fourm.data.layout import Place, file_name
-from fourm.data.opening import no_folder, read_bytes, real
 from fourm.errors import UsageError, printable
+from fourm.files.opening import no_folder, read_bytes, real
 from fourm.output import processes
 from fourm.output.findings import (
     ALTERED,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.data.layout import Place
-from fourm.data.opening import real
 from fourm.data.shards import PARQUET, SHARDS, shard_name
-from fourm.data.tars import read_tar
-from fourm.data.writing import PARTIAL
 from fourm.errors import SampleError, UsageError, printable
+from fourm.files.opening import real
+from fourm.files.tars import read_tar
+from fourm.files.writing import PARTIAL
 from fourm.output.findings import (
     ALTERED,
     FOREIGN,

@@ -14,8 +14,8 @@ import torch
 from fourm import MKL_VARIABLE, __version__
 from fourm.codecs.table import check_codec
 from fourm.data.layout import Place, path_of
-from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError
+from fourm.files.opening import read_bytes
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import FULL, TokenizerPart

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from fourm import __version__
 from fourm.data.containers import is_there
-from fourm.data.copies import as_addresses
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
 from fourm.data.shards import Format, Shard
+from fourm.files.copies import as_addresses
 from fourm.inputs.conditions import Work
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request

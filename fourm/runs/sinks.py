@@ -6,9 +6,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Protocol
 
-from fourm.data.copies import as_addresses
 from fourm.data.layout import Place
-from fourm.data.writing import write_data
+from fourm.files.copies import as_addresses
+from fourm.files.writing import write_data
 from fourm.inputs.conditions import Work
 from fourm.output.processes import Listed, Process, list_data, list_files
 from fourm.output.record import FRAMES

@@ -43,7 +43,9 @@ from fourm.data.layout import (
     path_of,
     random_crop,
 )
-from fourm.data.writing import (
+from fourm.decoding.sampling import Noise
+from fourm.errors import SampleError, UsageError
+from fourm.files.writing import (
     check_root,
     create_atomic,
     create_text,
@@ -52,8 +54,6 @@ from fourm.data.writing import (
     write_data,
     write_text,
 )
-from fourm.decoding.sampling import Noise
-from fourm.errors import SampleError, UsageError
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import weights_of
 from fourm.hub.header import AUTO, DTYPES, TokenizerPart

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fourm.data.opening import local_path, read_bytes
 from fourm.errors import UsageError, near_match
+from fourm.files.opening import local_path, read_bytes
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "cfgs", _PACKAGE.parent / "cfgs")  # as installed from a wheel; in a checkout

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from fourm.data.opening import open_file
+from fourm.files.opening import open_file
 from fourm.hub.catalogue import Entry
 from fourm.hub.files import ModelFiles, is_unused, missing_parts, tokenizer_sizes
 from fourm.hub.header import AUTO, DTYPES, FULL, INT8, TensorInfo, TokenizerPart, is_int8

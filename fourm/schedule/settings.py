@@ -8,8 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from fourm.data.opening import local_name, output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
+from fourm.files.opening import local_name, output_path, scheme_problem
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.typed import Limits, to_type

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourm.data.opening import real
-from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
+from fourm.files.opening import real
+from fourm.files.writing import write_alone
 from fourm.inputs.datasets import CAPTION
 from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from fourm.codecs.colours import GREY, UNKNOWN, turbo
 from fourm.codecs.drawing import font_for, text_card, undrawable
 from fourm.data.layout import Key, path_of
-from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
+from fourm.files.writing import remove_leftovers, write_atomic
 from fourm.inputs.datasets import CAPTION
 from fourm.output.record import PLOTS
 from fourm.views.album import Album

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fourm.data.writing import DRAWING, DRAWN_BY, write_alone
+from fourm.files.writing import DRAWING, DRAWN_BY, write_alone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,10 +18,10 @@ from fourm.batch.worker import Report, Worker
 from fourm.codecs.files import write_png
 from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset
-from fourm.data.opening import read_bytes
 from fourm.data.shards import FORMATS
-from fourm.data.tars import read_tar
 from fourm.errors import UsageError
+from fourm.files.opening import read_bytes
+from fourm.files.tars import read_tar
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.origins import read_replay
 from fourm.inputs.request import Request, World

@@ -19,9 +19,9 @@ from fourm.batch.pool import TRIES
 from fourm.batch.ray import run_ray
 from fourm.batch.slurm import job_script, task_command
 from fourm.data.dataset import Dataset
-from fourm.data.opening import read_bytes
 from fourm.data.shards import Shard
 from fourm.errors import FourMError, UsageError
+from fourm.files.opening import read_bytes
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
 from fourm.inputs.shards import Reader, list_shards

@@ -367,7 +367,7 @@ def test_help_imports_nothing_that_takes_long() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     imported = {name.partition(".")[0] for name in modules}
     assert "typer" in imported
-    assert not modules & {"fourm.data.writing", "fourm.hub.files", "fourm.runs", "fourm_cli.progress"}
+    assert not modules & {"fourm.files.writing", "fourm.hub.files", "fourm.runs", "fourm_cli.progress"}
     assert not imported & {"torch", "numpy", "matplotlib", "huggingface_hub", "httpx", "safetensors"}
 
 

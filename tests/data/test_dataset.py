@@ -18,9 +18,9 @@ from fourm.codecs.files import read_ids
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import EXTENSIONS, choose_samples, list_dataset, permutation, suffix_of
 from fourm.data.layout import Key, path_of, samples_of_prompts
-from fourm.data.writing import write_text
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
+from fourm.files.writing import write_text
 from fourm.hub.files import find_model
 from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED

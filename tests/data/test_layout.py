@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fourm.data.layout import Key, number_keys, path_of, samples_of_prompts
-from fourm.data.writing import PARTIAL
 from fourm.errors import UsageError
+from fourm.files.writing import PARTIAL
 
 
 def test_prompts_are_numbered_with_a_folder_for_each_thousand() -> None:

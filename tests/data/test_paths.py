@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 
-from fourm.data.opening import local_path, output_path
 from fourm.errors import FourMError, UsageError
+from fourm.files.opening import local_path, output_path
 from fourm.inputs.sources import Source, read_samples
 from fourm.schedule.settings import OPTIONS, RunSettings, read_settings
 from fourm_cli.app import app

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fourm.data.layout import Key
-from fourm.data.opening import find_exif
 from fourm.data.pictures import Pictures, find_pictures, is_path, keys_below
 from fourm.errors import UsageError
+from fourm.files.opening import find_exif
 from tests.folders import as_somebody
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from fourm.codecs.files import read_array, read_json, read_picture, read_text
 from fourm.data.containers import read_member, split_path
 from fourm.data.dataset import list_dataset
-from fourm.data.tars import read_tar
 from fourm.errors import SampleError, UsageError
+from fourm.files.tars import read_tar
 
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

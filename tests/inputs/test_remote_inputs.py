@@ -10,10 +10,11 @@ from typing import Any
 import fsspec
 import pytest
 
-from fourm.data import copies, storage
-from fourm.data.copies import as_addresses, temporary_copies
+from fourm.data import storage
 from fourm.data.storage import find_remote_containers
 from fourm.errors import MissingError, UsageError
+from fourm.files import copies
+from fourm.files.copies import as_addresses, temporary_copies
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.shards import Shards, list_shards
 from fourm.inputs.sources import Source, read_samples

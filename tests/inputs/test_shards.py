@@ -10,8 +10,8 @@ import pytest
 
 from fourm.data import lines
 from fourm.data.layout import Sample
-from fourm.data.opening import read_bytes
 from fourm.errors import UsageError
+from fourm.files.opening import read_bytes
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.shards import Shards, list_shards
 from fourm.inputs.sources import Source, read_samples

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fourm.data.layout import Place
-from fourm.data.writing import PARTIAL, remove_leftovers, write_text
 from fourm.errors import UsageError
+from fourm.files.writing import PARTIAL, remove_leftovers, write_text
 from fourm.output import joining
 from fourm.output.joining import Joining, check_output
 from fourm.output.processes import PROCESSES, Launch, Process, close_output, list_files, now, read_checksums

@@ -10,9 +10,9 @@ import pytest
 
 from fourm.data.dataset import list_folder
 from fourm.data.layout import Key, number_keys
-from fourm.data.opening import read_bytes
 from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
+from fourm.files.opening import read_bytes
 from fourm.output.shard_files import ShardFiles
 from fourm.output.sharded import Counts, Marker, Member, find_done, read_marker, read_markers, remove_shards
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from fourm.data.copies import as_addresses
-from fourm.data.opening import open_file, open_own, read_bytes, real
 from fourm.errors import FourMError, UsageError, printable
+from fourm.files.copies import as_addresses
+from fourm.files.opening import open_file, open_own, read_bytes, real
 
 PARTIAL = ".partial"  # folder for files that are being written
 ABANDONED = 24 * 3600.0  # seconds; older files of a process of unknown state are deleted

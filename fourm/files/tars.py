@@ -7,8 +7,8 @@ from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 
-from fourm.data.opening import open_file
 from fourm.errors import SampleError
+from fourm.files.opening import open_file
 
 SHARD_SUFFIX = ".tar"
 MAX_NAME, MAX_PART = 1024, 255  # longest name of a member with its folders, and longest part of it, in bytes

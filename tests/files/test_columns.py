@@ -16,8 +16,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from fourm.codecs.files import file_ending, read_array, read_json, read_picture, read_size, read_text
-from fourm.data.columns import read_cell, read_columns
 from fourm.errors import MissingError, SampleError, UsageError
+from fourm.files.columns import read_cell, read_columns
 
 PICTURES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -157,7 +157,7 @@ def test_a_small_file_of_large_cells_does_not_fill_the_memory(tmp_path: Path) ->
     path = tmp_path / "x.parquet"
     write(path, pa.table({"image": big}), compression="zstd", dictionary_pagesize_limit=1 << 30)
     code = (
-        "import sys, pathlib; from fourm.data.columns import read_cell;"
+        "import sys, pathlib; from fourm.files.columns import read_cell;"
         "print(len(read_cell(pathlib.Path(sys.argv[1]), '11.image', 1000)[1]))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from fourm.data import writing
-from fourm.data.opening import open_own
-from fourm.data.writing import (
+from fourm.errors import FourMError, UsageError
+from fourm.files import writing
+from fourm.files.opening import open_own
+from fourm.files.writing import (
     ABANDONED,
     PARTIAL,
     check_partial,
@@ -30,7 +31,6 @@ from fourm.data.writing import (
     write_data,
     write_text,
 )
-from fourm.errors import FourMError, UsageError
 
 
 def test_a_link_in_the_output_folder_cannot_lead_out(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 HALF = """
 import os, sys
 from pathlib import Path
-from fourm.data.writing import write_atomic
+from fourm.files.writing import write_atomic
 def write(file):
     file.write_bytes(b"half"); print(flush=True)
     if sys.argv[2] == "die": os.kill(os.getpid(), 9)
@@ -74,7 +74,7 @@ def flock(*args): raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = flock
 """
 OTHER_MACHINE = """
-from fourm.data import writing
+from fourm.files import writing
 writing._machine = lambda: "0" * 8
 """
 
@@ -107,7 +107,7 @@ def test_a_signal_in_the_moment_in_which_a_file_was_made_leaves_nothing(
         return opened
 
     with monkeypatch.context() as patch:
-        patch.setattr("fourm.data.writing.open_own", interrupted)
+        patch.setattr("fourm.files.writing.open_own", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_atomic(tmp_path, tmp_path / "a" / "b.npy", lambda path: None)
     assert len(list((tmp_path / PARTIAL).iterdir())) == 2  # and a lock
@@ -140,7 +140,7 @@ def test_leftovers_of_which_nobody_can_tell_stay_for_a_day(tmp_path: Path, befor
     """Without locks, and of other machines, whose locks some file systems do not show."""
     leave_half(tmp_path, before)
     tidy = (NO_LOCKS if before == NO_LOCKS else "") + "\n".join(
-        ["import sys", "from pathlib import Path", "from fourm.data.writing import remove_leftovers",
+        ["import sys", "from pathlib import Path", "from fourm.files.writing import remove_leftovers",
          "remove_leftovers(Path(sys.argv[1]))"]
     )  # fmt: skip
     there = names(tmp_path)
@@ -263,7 +263,7 @@ def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from fourm.data.writing import create_text
+from fourm.files.writing import create_text
 root = Path(sys.argv[1])
 print(sum(create_text(root, root / "a" / f"{i}.txt", sys.argv[2]) for i in range(200)))
 """
@@ -280,7 +280,7 @@ def test_forked_processes_have_names_and_locks_of_their_own(tmp_path: Path) -> N
     code = """
 import os, sys
 from pathlib import Path
-from fourm.data.writing import is_alive, process_name, write_text
+from fourm.files.writing import is_alive, process_name, write_text
 root = Path(sys.argv[1])
 write_text(root, root / "first.txt", "x")
 parent, (read, write) = process_name(), os.pipe()

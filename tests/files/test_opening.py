@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fourm.data.opening import Ready, open_file, open_own, parse_json_lines, read_bytes, real
 from fourm.errors import UsageError
+from fourm.files.opening import Ready, open_file, open_own, parse_json_lines, read_bytes, real
 from fourm_cli.progress import open_log
 from tests.test_structure import ROOT
 

@@ -34,8 +34,8 @@ from tokenizers.models import WordLevel
 from fourm.codecs.files import read_array, read_ids, read_json, read_picture, read_text
 from fourm.codecs.maps import read_pixels
 from fourm.codecs.table import build_codec
-from fourm.data.tars import read_tar
 from fourm.errors import MAX_SENTENCE, SampleError, printable
+from fourm.files.tars import read_tar
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import FIRST_SENTINEL, RESERVED, WordPiece
 

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, Protocol
 
-from fourm.data.opening import SIGNATURE, open_file
 from fourm.errors import FourMError, MissingError, SampleError, UsageError, printable, shown
+from fourm.files.opening import SIGNATURE, open_file
 
 COLUMN_SUFFIXES = (".parquet", ".arrow")
 PICTURE, BYTES, TEXT, IDS, DATA = "pictures", "bytes", "texts", "whole numbers", "data"  # kinds of a column
