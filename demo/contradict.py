@@ -29,10 +29,10 @@ from fourm.data.layout import Key, number_keys, path_of
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.inputs.sources import Source, read_samples
 from fourm.runs.events import Failed
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
+from fourm.sources.reading import Source, read_samples
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")
 FLOOR, GROUND = 0.87, 60  # of a range of 1; 8-bit levels: what is nearer or differs more is no background

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
     from fourm.inputs.origins import Replay
     from fourm.inputs.request import Request
-    from fourm.inputs.sources import Source
     from fourm.output.samples import Run
     from fourm.runs.events import Event
     from fourm.schedule.chain import Chain
     from fourm.schedule.keeps import Keep
+    from fourm.sources.reading import Source
 
 
 @with_options(
@@ -66,9 +66,9 @@ def generate(
     """
     from fourm.hub.files import find_model
     from fourm.inputs.origins import plan_sr, read_replay
-    from fourm.inputs.sources import EMPTY, choose_keys
-    from fourm.inputs.words import marked_texts
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
+    from fourm.sources.reading import EMPTY, choose_keys
+    from fourm.sources.words import marked_texts
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
@@ -194,8 +194,8 @@ def tokenize(
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
     from fourm.hub.files import find_model
-    from fourm.inputs.listing import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.inputs.request import TokenizeRequest, parse_world
+    from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = _with_parts(files, machine, RunSettings())
@@ -231,8 +231,8 @@ def _read_input(
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
     """The samples; of an input in shards, only those that had to be listed, and its shards."""
     from fourm.data.dataset import Dataset
-    from fourm.inputs.shards import list_shards
-    from fourm.inputs.sources import read_samples
+    from fourm.sources.reading import read_samples
+    from fourm.sources.shards import list_shards
 
     asked = source, chain.conditions, files, sys.stdin.buffer, chain.raw, chain.keeps, later
     if not writing.check_format():
@@ -252,7 +252,8 @@ def _read_sr(
     """The samples of a folder as conditions of super-resolution; with shards, those of one that has some."""
     from fourm.data.dataset import Dataset
     from fourm.inputs.origins import read_sr_input
-    from fourm.inputs.shards import shards_of_run, shards_of_samples
+    from fourm.sources.results import shards_of_run
+    from fourm.sources.shards import shards_of_samples
 
     made, is_asked = origin.record if origin else None, writing.check_format()
     there = made.layout if made is not None else FILES

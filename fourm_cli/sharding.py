@@ -12,8 +12,8 @@ from fourm_cli.console import counted, note, print_json, print_path, print_table
 if TYPE_CHECKING:
     from fourm.batch.batches import Batch
     from fourm.inputs.request import Request, World
-    from fourm.inputs.shards import Shards
     from fourm.runs.events import Event
+    from fourm.sources.shards import Shards
 
 
 @dataclass(frozen=True, slots=True)

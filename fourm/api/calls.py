@@ -12,13 +12,13 @@ from fourm.data.layout import Sample
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.inputs.request import Request
-from fourm.inputs.words import marked_texts
 from fourm.modalities.registry import TOKENS
 from fourm.modalities.typed import Limits, to_type
 from fourm.runs.loaded import LoadedModel
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import build_chain, fill_texts, unseen_picture
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
+from fourm.sources.words import marked_texts
 
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (

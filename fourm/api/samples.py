@@ -17,12 +17,12 @@ from fourm.data.layout import Key, Sample, number_keys, parse_key
 from fourm.data.pictures import is_path, keys_below
 from fourm.errors import SampleError, UsageError, near_match, printable, shown
 from fourm.files.opening import local_path
-from fourm.inputs.datasets import CAPTION
-from fourm.inputs.sources import digest_of
 from fourm.modalities.facts import Colour
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.text import Structured, WordPiece, check_prompt, with_marks
 from fourm.runs.loaded import LoadedModel
+from fourm.sources.datasets import CAPTION
+from fourm.sources.reading import digest_of
 
 
 @dataclass(frozen=True, slots=True)

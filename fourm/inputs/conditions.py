@@ -19,16 +19,16 @@ from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
 from fourm.data.containers import split_path
 from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sample, fit_crop
 from fourm.errors import SampleError
-from fourm.inputs.datasets import CAPTION
 from fourm.inputs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms
 from fourm.inputs.request import Request
-from fourm.inputs.sources import kept_names
 from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
 from fourm.networks.memory import is_out_of_memory, release_memory
 from fourm.networks.precision import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.schedule.keeps import Keep
+from fourm.sources.datasets import CAPTION
+from fourm.sources.reading import kept_names
 
 
 @dataclass(frozen=True, slots=True)

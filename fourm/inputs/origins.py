@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -18,17 +18,18 @@ from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.hub.header import FULL, INT8
-from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
-from fourm.inputs.sources import Source, kept_names, read_samples
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
-from fourm.output.samples import RecordedSample, Run, chain_names, open_runs, samples_for
+from fourm.output.samples import Run, chain_names, open_runs, samples_for
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
+from fourm.sources.datasets import CAPTION
+from fourm.sources.reading import Source, kept_names, read_samples
+from fourm.sources.results import conditions_from, forms_kept, with_files
 
 MAX_BYTES = 1 << 30  # of a picture that is made once more
 _OLDER_STEPS = "50"  # of pictures of versions that did not record the steps of their diffusion
@@ -141,43 +142,6 @@ def _read_kept(
     return {one.key: one for one in samples}
 
 
-def conditions_from(
-    run: Run, samples: Iterable[RecordedSample], chain: Chain, model: ModelFiles, keeps: Sequence[Keep] = ()
-) -> list[Sample]:
-    """Samples of a run as conditions of another chain, which reads the tokens of grids.
-
-    keeps: what the run has kept of its targets, and the chain keeps again.
-    """
-    grids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
-    forms = {name: (name, "ids" if is_grid else "value") for name, is_grid in grids.items()}
-    for keep in keeps:
-        forms |= _forms_kept(keep)
-    return samples_for(run, samples, forms)
-
-
-def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Container[str]) -> list[Sample]:
-    """Each sample with those files of the other one at its place that have one of the names."""
-    found = list[Sample]()
-    for sample, other in zip(samples, others, strict=True):
-        files = {name: path for name, path in other.files.items() if name in names}
-        varied = [{n: p for n, p in one.items() if n in names} for one in other.varied]
-        if any(varied):
-            own = sample.varied or [{} for _ in varied]
-            varied = [{**one, **more} for one, more in zip(own, varied, strict=True)]
-        else:
-            varied = [dict(one) for one in sample.varied]
-        upright = other.upright if files else sample.upright
-        all_files, problem = {**sample.files, **files}, sample.problem or other.problem
-        found.append(replace(sample, files=all_files, varied=varied, upright=upright, problem=problem))
-    return found
-
-
-def _forms_kept(keep: Keep) -> dict[str, tuple[str, str]]:
-    """What `samples_for` reads of a part that a run has kept: modality and form of each file, by name."""
-    values = {keep.target: (keep.target, "kept" if keep.raw or keep.is_text else "kept_ids")}
-    return values if keep.is_text else values | {keep.mask: (keep.target, "mask")}
-
-
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Everything that made a file, or all files of a run."""
@@ -211,7 +175,7 @@ class Replay:
             return samples
         recorded = [one for sample in samples if (one := fine.find(sample.key)) is not None]
         keeps = [Keep(one["target"], one["where"], one["tokenised"]) for one in kept]
-        forms = {name: form for keep in keeps for name, form in _forms_kept(keep).items()}
+        forms = {name: form for keep in keeps for name, form in forms_kept(keep).items()}
         there = {sample.key: sample for sample in samples_for(fine, recorded, forms)}
         return with_files(samples, [there.get(one.key, Sample(one.key)) for one in samples], forms)
 

@@ -17,13 +17,13 @@ from fourm.errors import UsageError, near_match, shown
 from fourm.files.opening import read_bytes, real
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
-from fourm.inputs.datasets import shows_part
 from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import BASE, NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
+from fourm.sources.datasets import shows_part
 
 T = TypeVar("T")
 DETOKENIZER_STEPS, DDIM = 25, "ddim"  # of tokenizers that decode by diffusion, where nothing else is asked

@@ -22,7 +22,6 @@ from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.hub.header import FULL
 from fourm.inputs.conditions import PreparedSample, Work
-from fourm.inputs.datasets import CAPTION
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.networks.state import Batch, Slot
 from fourm.output.record import FRAMES
@@ -39,6 +38,7 @@ from fourm.runs.values import (
     unreported,
 )
 from fourm.schedule.chain import Step
+from fourm.sources.datasets import CAPTION
 
 
 @dataclass(slots=True)

@@ -26,9 +26,7 @@ from fourm.errors import SampleError, UsageError
 from fourm.hub.header import FULL
 from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
-from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
-from fourm.inputs.sources import kept_names
 from fourm.networks.attention import check_kernel
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.precision import arithmetic, check_compiler, torch_dtype
@@ -56,6 +54,8 @@ from fourm.runs.sinks import FolderSink
 from fourm.runs.timing import estimate_seconds
 from fourm.runs.values import Collector, Made
 from fourm.schedule.chain import Chain
+from fourm.sources.reading import kept_names
+from fourm.sources.results import conditions_from, with_files
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "

@@ -13,9 +13,7 @@ from fourm.data.layout import Key, Sample
 from fourm.data.shards import Format, Shard
 from fourm.files.copies import as_addresses
 from fourm.inputs.conditions import Work
-from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
-from fourm.inputs.sources import kept_names
 from fourm.networks.precision import arithmetic
 from fourm.output.samples import Run
 from fourm.output.shard_files import ShardFiles
@@ -27,6 +25,8 @@ from fourm.runs.loaded import LoadedModel
 from fourm.runs.outputs import Saver
 from fourm.runs.pipeline import check, generate, load_parts, loaded_for, stepwise
 from fourm.runs.sinks import ShardSink
+from fourm.sources.reading import kept_names
+from fourm.sources.results import conditions_from, with_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from fourm.codecs.maps import FORMS
 from fourm.errors import UsageError, near_match
-from fourm.inputs.datasets import CAPTION
 from fourm.modalities.registry import TOKENS
+from fourm.sources.datasets import CAPTION
 from fourm.views.album import Album, Entry
 from fourm.views.layout import COLUMNS, FAINT, PAPER, paste, slack, stack, starts, text_block
 from fourm.views.panels import RGB, View

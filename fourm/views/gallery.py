@@ -21,9 +21,9 @@ from PIL import Image
 from fourm.errors import UsageError, printable
 from fourm.files.opening import real
 from fourm.files.writing import write_alone
-from fourm.inputs.datasets import CAPTION
 from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names
+from fourm.sources.datasets import CAPTION
 from fourm.views.album import Album
 from fourm.views.layout import number_text
 from fourm.views.panels import RGB, SAID, Label, Panel, View

@@ -19,9 +19,9 @@ from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
 from fourm.data.layout import Key
 from fourm.errors import FourMError, printable
-from fourm.inputs.datasets import CAPTION
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
+from fourm.sources.datasets import CAPTION
 
 MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words

@@ -16,8 +16,8 @@ from fourm.codecs.drawing import font_for, text_card, undrawable
 from fourm.data.layout import Key, path_of
 from fourm.errors import UsageError
 from fourm.files.writing import remove_leftovers, write_atomic
-from fourm.inputs.datasets import CAPTION
 from fourm.output.record import PLOTS
+from fourm.sources.datasets import CAPTION
 from fourm.views.album import Album
 from fourm.views.contact import Layout, choose_parts, draw_cell, draw_contact, sheet_name
 from fourm.views.layout import (

@@ -25,8 +25,6 @@ from fourm.files.tars import read_tar
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.origins import read_replay
 from fourm.inputs.request import Request, World
-from fourm.inputs.shards import Shards, list_shards, shards_of_run
-from fourm.inputs.sources import Source, read_samples
 from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import load_run, open_runs
 from fourm.output.sharded import marker_files, read_marker, read_markers
@@ -34,6 +32,9 @@ from fourm.runs.events import Failed, Finished, Saved, Started
 from fourm.runs.pipeline import run, sr_request
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain
+from fourm.sources.reading import Source, read_samples
+from fourm.sources.results import shards_of_run
+from fourm.sources.shards import Shards, list_shards
 
 LIMIT = 1 << 24
 LONG = "word " * 2000

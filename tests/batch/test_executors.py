@@ -24,10 +24,10 @@ from fourm.errors import FourMError, UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.inputs.shards import Reader, list_shards
-from fourm.inputs.sources import Source
 from fourm.runs.events import Event, Failed, Finished, Lost, Saved, Started
 from fourm.schedule.plan import parse_chain
+from fourm.sources.reading import Source
+from fourm.sources.shards import Reader, list_shards
 from fourm_cli.app import main
 
 OPTIONS = "--cond caption --targets tok_clip --steps 2"

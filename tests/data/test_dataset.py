@@ -22,9 +22,9 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.files.writing import write_text
 from fourm.hub.files import find_model
-from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import WordPiece, encode_full
+from fourm.sources.reading import Source, read_samples
 from tests.folders import as_somebody
 from tests.texts import prompts_in
 

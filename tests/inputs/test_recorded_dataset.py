@@ -17,11 +17,11 @@ from fourm.hub.files import find_model
 from fourm.inputs.conditions import ConditionReader, Work
 from fourm.inputs.convert import convert_dataset
 from fourm.inputs.request import Request
-from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED, Registry
 from fourm.modalities.text import EOS_ID, WordPiece, encode_full
 from fourm.networks.state import Batch, stack_batches
 from fourm.schedule.chain import TargetSpec, make_chain
+from fourm.sources.reading import Source, read_samples
 
 TEXTS = ("caption", "det", "metadata", "color_palette", "human_poses")
 TOKENS = ("tok_rgb@224", "tok_dinov2_global")

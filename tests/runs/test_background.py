@@ -21,7 +21,6 @@ from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
-from fourm.inputs.listing import find_raw_folders, list_raw_samples
 from fourm.inputs.request import Request, TokenizeRequest
 from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
@@ -32,6 +31,7 @@ from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect, run
 from fourm.runs.tokenizing import tokenize_dataset
 from fourm.schedule.plan import parse_chain
+from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
 from tests.emulated_gpu import emulated
 from tests.folders import snapshot
 

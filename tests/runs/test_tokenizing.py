@@ -21,13 +21,13 @@ from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import centre_crop
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.inputs.listing import find_raw_folders, list_raw_samples
 from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
 from fourm.runs.tokenizing import tokenize_dataset
+from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
 
 Array = NDArray[Any]
 ROW = Modality("tok_rgb@48", Kind.GRID, 9, 64, (3, 3), 16, 48, codec="tok_rgb", tokenizer="rgb", folder="rgb")

@@ -35,12 +35,12 @@ from fourm.files.columns import BYTES, PICTURE, TEXT, Columns, read_columns
 from fourm.files.tars import TarIndex, read_tar
 from fourm.hub.datasets import fetch_container, hub_container
 from fourm.hub.files import ModelFiles
-from fourm.inputs.datasets import CAPTION, Wanted, chosen
-from fourm.inputs.listing import folders_of
 from fourm.modalities.registry import Kind, Modality
+from fourm.sources.datasets import CAPTION, Wanted, chosen
+from fourm.sources.raw_folders import folders_of
 
 if TYPE_CHECKING:
-    from fourm.inputs.sources import Source
+    from fourm.sources.reading import Source
 
 _JSON = "json"  # the ending of a member of which one text is read
 _PICTURES = (*(suffix[1:] for suffix in PICTURE_SUFFIXES), "image", "img", "picture")  # names of columns

@@ -24,7 +24,7 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
 
 if TYPE_CHECKING:
-    from fourm.inputs.sources import Source
+    from fourm.sources.reading import Source
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fourm.data.dataset import UNKNOWN
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.inputs.shards import Shards, list_shards
-from fourm.inputs.sources import Source, read_samples
+from fourm.sources.reading import Source, read_samples
+from fourm.sources.shards import Shards, list_shards
 
 NOTHING = io.BytesIO()
 CONDITIONS = ["rgb@64", "caption"]

@@ -13,8 +13,8 @@ from fourm.data.layout import Sample
 from fourm.errors import UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.files import ModelFiles, find_model
-from fourm.inputs.shards import Shards, list_shards
-from fourm.inputs.sources import Source, read_samples
+from fourm.sources.reading import Source, read_samples
+from fourm.sources.shards import Shards, list_shards
 
 NOTHING = io.BytesIO()
 TEXTS = {

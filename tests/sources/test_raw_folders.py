@@ -13,8 +13,8 @@ from fourm.codecs.files import write_array, write_png
 from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.inputs.listing import find_raw_folders, list_raw_samples, missing_tokenizers
 from fourm.inputs.request import MAX_CROPS, TokenizeRequest
+from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers
 
 
 @pytest.fixture

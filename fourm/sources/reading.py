@@ -45,14 +45,14 @@ from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
 from fourm.hub.datasets import find_hub_containers, is_hub_data
 from fourm.hub.files import ModelFiles, require_text_tokenizer
-from fourm.inputs.containers import implied_by, read_containers
-from fourm.inputs.datasets import CAPTION, Wanted, find_mask, read_folder
-from fourm.inputs.listing import folders_of
-from fourm.inputs.notes import note_likely_slips, note_of_world
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
 from fourm.schedule.keeps import MASK, Keep
+from fourm.sources.containers import implied_by, read_containers
+from fourm.sources.datasets import CAPTION, Wanted, find_mask, read_folder
+from fourm.sources.notes import note_likely_slips, note_of_world
+from fourm.sources.raw_folders import folders_of
 
 _TEXTS = (".txt", *JSON_LINES, *TABLES)
 EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input

@@ -12,8 +12,8 @@ from fourm.data.dataset import Listing, list_dataset, list_folder, match_spellin
 from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.listing import find_raw_folders, list_raw_samples
-from fourm.inputs.sources import Source, read_samples
+from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
+from fourm.sources.reading import Source, read_samples
 
 Run = Callable[..., tuple[int, str, str]]
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

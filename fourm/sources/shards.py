@@ -25,10 +25,11 @@ from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.data.storage import is_remote, local_file
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
-from fourm.inputs.containers import ContainerReader, columns_of, container_reader, describe, found_container
-from fourm.inputs.datasets import CAPTION, Wanted, read_part
-from fourm.inputs.origins import conditions_from
-from fourm.inputs.sources import (
+from fourm.modalities.registry import Modality
+from fourm.schedule.keeps import Keep
+from fourm.sources.containers import ContainerReader, columns_of, container_reader, describe, found_container
+from fourm.sources.datasets import CAPTION, Wanted, read_part
+from fourm.sources.reading import (
     EMPTY,
     STREAM,
     Source,
@@ -42,11 +43,6 @@ from fourm.inputs.sources import (
     read_samples,
     text_file,
 )
-from fourm.modalities.registry import Modality
-from fourm.output.samples import Run
-from fourm.output.sharded import marker_path, read_marker, read_markers
-from fourm.schedule.chain import Chain
-from fourm.schedule.keeps import Keep
 
 
 class Reader(Protocol):
@@ -363,31 +359,6 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
         while block := stdin.read(1 << 20):
             file.write(block)
     return path
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """Results of the shards of a run, as conditions of another chain."""
-
-    run: Run
-    chain: Chain
-    model: ModelFiles
-
-    def read(self, shard: Shard) -> Dataset:
-        marker = read_marker(marker_path(self.run.root, shard.name, self.run.file))
-        return Dataset(tuple(conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)))
-
-
-def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
-    """The shards that a run has made, with their results as conditions of super-resolution."""
-    markers = list(read_markers(run.root, run.file))
-    if not markers:
-        raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")
-    shards = [replace(marker.shard, number=number) for number, marker in enumerate(markers)]
-    total = sum(marker.counts.samples for marker in markers)
-    due = run.record.shards or len(shards)
-    notes = () if len(shards) == due else (f"{due - len(shards):,} of {due:,} shards are not there yet",)
-    return Shards(shards, _Made(run, chain, model), Input("run"), notes, total=total)
 
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from fourm.data.layout import Sample
 from fourm.hub.files import ModelFiles
-from fourm.inputs.datasets import CAPTION
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
+from fourm.sources.datasets import CAPTION
 
 SHOWN = 5  # unknown words that a note names
 
