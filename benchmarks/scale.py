@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.tables import Table, add_json
 from fourm.data.shards import SHARD_SIZE, shard_name
-from fourm.output.sharded import marker_path, read_markers
+from fourm.output.markers import marker_path, read_markers
 
 RANK, SIZE = 7, 100  # of the process that is measured
 STEPS = ("--model", "demo", "--device", "cpu", "--steps", "2", "--batch-size", "8", "--format", "shards")

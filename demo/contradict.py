@@ -29,7 +29,7 @@ from fourm.data.layout import Key, number_keys, path_of
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.runs.events import Failed
+from fourm.results.events import Failed
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
 from fourm.sources.reading import Source, read_samples

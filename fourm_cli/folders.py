@@ -20,7 +20,7 @@ from fourm_cli.help import help_of, show_group
 from fourm_cli.options import argument, check_folder, one_of, option, parse_folder, with_options
 
 if TYPE_CHECKING:
-    from fourm.output.status import Status
+    from fourm.checks.status import Status
 
 KINDS = ("png", "pdf", "svg")  # of sheets
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -207,7 +207,7 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         fourm generate "a red circle" | fourm verify -
         fourm verify out/001 --json | jq -r '.findings[].file'
     """
-    from fourm.output.verify import verify_folder
+    from fourm.checks.verify import verify_folder
 
     root, screen = parse_folder(folder, sys.stdin.buffer), Screen()
     verdict = verify_folder(root, lambda done, total: screen.say_progress(f"{done:,} of {total:,} files"))
@@ -240,7 +240,7 @@ def status(*, folder: str, as_json: bool = False) -> None:
         fourm status out
         fourm status out --json | jq '.[0].missing'
     """
-    from fourm.output.status import read_status
+    from fourm.checks.status import read_status
 
     found = read_status(parse_folder(folder, sys.stdin.buffer))
     if as_json:
@@ -257,7 +257,7 @@ def status(*, folder: str, as_json: bool = False) -> None:
 
 
 def _print_status(one: "Status") -> None:
-    from fourm.output.verify_shards import as_ranges
+    from fourm.checks.verify_shards import as_ranges
 
     total = f" of {one.total:,}" if one.total is not None else ""
     results = f"{one.saved:,}{total} results, {one.failed:,} failed"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fourm.inputs.origins import Replay
     from fourm.inputs.request import Request
     from fourm.output.samples import Run
-    from fourm.runs.events import Event
+    from fourm.results.events import Event
     from fourm.schedule.chain import Chain
     from fourm.schedule.keeps import Keep
     from fourm.sources.reading import Source

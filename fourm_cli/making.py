@@ -31,7 +31,7 @@ from fourm_cli.sharding import Sharded
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.inputs.request import Request, TokenizeRequest
-    from fourm.runs.events import Event
+    from fourm.results.events import Event
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 

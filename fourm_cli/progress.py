@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fourm.errors import FourMError, UsageError, printable
 from fourm.files.opening import open_file, open_text
-from fourm.runs.events import (
+from fourm.results.events import (
     Detokenized,
     Event,
     Failed,

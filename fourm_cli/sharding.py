@@ -12,7 +12,7 @@ from fourm_cli.console import counted, note, print_json, print_path, print_table
 if TYPE_CHECKING:
     from fourm.batch.batches import Batch
     from fourm.inputs.request import Request, World
-    from fourm.runs.events import Event
+    from fourm.results.events import Event
     from fourm.sources.shards import Shards
 
 

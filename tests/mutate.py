@@ -33,7 +33,7 @@ from tests.mutations import Mutation, Source
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
-    "inputs/origins", "runs/job", "runs/outputs", "output/joining", "output/processes", "output/record",
+    "inputs/origins", "results/job", "results/saver", "output/joining", "output/processes", "output/record",
     "output/samples", "data/layout", "files/writing", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
@@ -42,7 +42,7 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "sampling": "engine superres",
     "chain": "schedule plan dense_cli engine",
     "checkpoint": "loading tokenizers pipeline",
-    "outputs": "pipeline outputs generate_cli sr_command verify",
+    "saver": "pipeline generate_cli sr_command verify",
     "joining": "pipeline resume generate_cli",
     "processes": "joining writing resume verify verify_command",
     "record": "joining verify",

@@ -19,9 +19,7 @@ import pytest
 from PIL import Image
 
 from demo import album
-from fourm.data.layout import Place
-from fourm.modalities.registry import RELEASED
-from fourm.output.findings import (
+from fourm.checks.findings import (
     ALTERED,
     FOREIGN,
     MISSING,
@@ -31,6 +29,8 @@ from fourm.output.findings import (
     UNLISTED,
     UNREADABLE,
 )
+from fourm.data.layout import Place
+from fourm.modalities.registry import RELEASED
 from fourm.output.joining import NOT_COMPARED
 from fourm.output.processes import Failure, Launch
 from fourm.output.record import RunRecord

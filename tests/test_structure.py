@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms before it.
 ROOMS = (
-    "files", "data", "modalities", "hub", "schedule", "output", "sources", "networks", "decoding", "codecs",
-    "inputs", "runs", "batch", "views", "api",
+    "files", "data", "modalities", "hub", "schedule", "output", "checks", "sources", "networks", "decoding",
+    "codecs", "inputs", "results", "runs", "batch", "views", "api",
 )  # fmt: skip
 WITHOUT_TORCH = ROOMS[: ROOMS.index("networks")]
 MAX_LINES = 500

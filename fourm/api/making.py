@@ -20,10 +20,10 @@ from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind
 from fourm.networks.precision import arithmetic
 from fourm.output.record import BASE, SR
-from fourm.runs.events import Event, Stepped
+from fourm.results.events import Event, Stepped
+from fourm.results.values import Collector, picture_of
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
-from fourm.runs.values import Collector, picture_of
 from fourm.schedule.chain import Chain
 
 Watch = Callable[[Event], None]  # called with each event of the runs of a call

@@ -26,8 +26,8 @@ from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.hub.header import AUTO, FULL, Weights
 from fourm.inputs.request import Request, World, check_attention, check_kept_weights, check_seed
 from fourm.networks.precision import check_compiler, choose_dtype
+from fourm.results.events import Event
 from fourm.runs.device import choose_device, resolve_dtype, resolve_weights
-from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import run as run_request
 

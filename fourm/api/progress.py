@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fourm.runs.events import Detokenized, Event, Stepped
+from fourm.results.events import Detokenized, Event, Stepped
 
 DELAY = 0.5  # seconds that work may take without a bar
 PAUSE = 0.1  # seconds between two updates in a notebook

@@ -24,8 +24,8 @@ from fourm.modalities.text import Structured
 from fourm.output.joining import check_output
 from fourm.output.processes import Launch, now
 from fourm.output.record import SR
+from fourm.results.values import Made
 from fourm.runs.pipeline import save_made, sr_request
-from fourm.runs.values import Made
 from fourm.views.panels import Panel, make_view, panel_of, panel_of_part
 from fourm.views.plots import draw_sample
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fourm.batch.remote import Store
+from fourm.batch.stages import ShardedInput, Stage, prepare, prepare_sr
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
 from fourm.errors import UsageError, near_match
 from fourm.files.opening import real
 from fourm.inputs.request import Request
+from fourm.output.markers import Counts
 from fourm.output.shard_files import check_format
-from fourm.output.sharded import Counts
-from fourm.runs.sharded import ShardedInput, Stage, prepare, prepare_sr
 from fourm.sources.shards import Shards
 
 

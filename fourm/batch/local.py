@@ -7,12 +7,12 @@ import torch
 
 from fourm.batch.batches import Batch, Share
 from fourm.batch.pool import run_pool
+from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
 from fourm.inputs.request import World
+from fourm.results.events import Event, Failed, Finished, Started
+from fourm.results.job import count_evaluations
 from fourm.runs.device import choose_device
-from fourm.runs.events import Event, Failed, Finished, Started
-from fourm.runs.job import count_evaluations
-from fourm.runs.sharded import Stage
 
 Made = Iterator[Event | Report]
 

@@ -16,8 +16,8 @@ from fourm.batch.worker import Report, Worker
 from fourm.data.shards import Shard
 from fourm.errors import FourMError
 from fourm.files.writing import remove_leftovers
-from fourm.output.sharded import Counts
-from fourm.runs.events import Detokenized, Event, Failed, Loading, Lost, Saved, Stepped
+from fourm.output.markers import Counts
+from fourm.results.events import Detokenized, Event, Failed, Loading, Lost, Saved, Stepped
 
 TRIES = 3  # of a shard whose worker dies, before it is reported as not made
 

@@ -8,8 +8,8 @@ from fourm.batch.batches import Batch, Share
 from fourm.batch.local import start_of, summed
 from fourm.batch.worker import Report, Worker
 from fourm.errors import FourMError, MissingError
-from fourm.output.sharded import Counts
-from fourm.runs.events import Detokenized, Event, Loading, Started, Stepped
+from fourm.output.markers import Counts
+from fourm.results.events import Detokenized, Event, Loading, Started, Stepped
 
 RETRIES = 2  # restarts of an actor that died, and repetitions of what it was asked
 

@@ -12,14 +12,14 @@ from fourm.data.shards import Shard
 from fourm.data.storage import RemoteFolder
 from fourm.errors import UsageError
 from fourm.output.joining import open_shards
-from fourm.output.record import RUN, RunRecord
-from fourm.output.sharded import (
+from fourm.output.markers import (
     Counts,
     Marker,
     find_done,
     marker_path,
     read_done,
 )
+from fourm.output.record import RUN, RunRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from fourm.batch.batches import Batch
+from fourm.batch.stages import Stage, make_shard, samples_for_sr
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
 from fourm.errors import UsageError
 from fourm.files.copies import temporary_copies
 from fourm.files.writing import remove_leftovers
-from fourm.output.sharded import Counts, Marker, ShardFailure
-from fourm.runs.events import Event
+from fourm.output.markers import Counts, Marker, ShardFailure
+from fourm.results.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import loaded_for
-from fourm.runs.sharded import Stage, make_shard, samples_for_sr
 
 
 @dataclass(frozen=True, slots=True)

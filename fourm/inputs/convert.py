@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fourm.checks.formats import find_flaw
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Crop, path_of
 from fourm.errors import SampleError, UsageError
 from fourm.files.opening import no_folder, read_bytes, real
 from fourm.files.writing import check_root, make_all, refuse_inside, remove_leftovers, write_text
 from fourm.modalities.figures import PICTURE_SIDE, instances_from_json
-from fourm.output.formats import find_flaw
 
 FOLDER = "sam_instance"
 MAX_BYTES = 1 << 24  # of a file, and of the JSON that it becomes

@@ -31,10 +31,10 @@ from fourm.files.writing import (
     write_text,
 )
 from fourm.output import processes
+from fourm.output.markers import remove_shards
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
 from fourm.output.record import FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
-from fourm.output.sharded import remove_shards
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0

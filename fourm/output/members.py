@@ -10,8 +10,8 @@ from fourm.data.layout import Key, Place, parse_key
 from fourm.data.shards import PARQUET, SHARDS
 from fourm.errors import UsageError
 from fourm.files.tars import read_tar
+from fourm.output.markers import NAME, Marker, Member, stem_of_all
 from fourm.output.record import RUN
-from fourm.output.sharded import NAME, Marker, Member, stem_of_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,9 @@ from fourm.errors import SampleError, UsageError, printable
 from fourm.files.opening import no_folder, open_file, read_bytes
 from fourm.files.writing import create_text, free_beside, write_text
 from fourm.modalities.typed import to_type
+from fourm.output.markers import Marker, marker_files, marker_path, read_marker, read_markers
 from fourm.output.members import ShardMembers
 from fourm.output.record import BASE, FRAMES, RUN, SAMPLES, SR, SR_RUN, RunRecord, parse_run
-from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, read_markers
 from fourm.schedule.keeps import Keep
 
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples

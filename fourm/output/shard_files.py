@@ -22,9 +22,9 @@ from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import open_own
 from fourm.files.writing import new_unfinished, write_atomic
+from fourm.output.markers import NAME, PATH, Marker, Member, stem_of_all
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import RUN
-from fourm.output.sharded import NAME, PATH, Marker, Member, stem_of_all
 
 ROWS_PER_GROUP = 100  # of a table: so many results are in memory together
 _TEXTS = (".txt", ".json")  # files that are texts in a table

@@ -1,64 +1,18 @@
-"""Chooses the device and the batch size of a run, and halves the batches when memory runs out."""
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+"""Chooses the device, the dtype and the batch size of a run, and refuses what does not fit into memory."""
 
 import torch
 
 from fourm.codecs.images import rows_at_once
-from fourm.errors import FourMError, UsageError
+from fourm.errors import UsageError
 from fourm.hub.header import AUTO, DTYPES, FULL, TokenizerPart, Weights
-from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
-from fourm.networks.memory import (
-    free_memory,
-    is_out_of_memory,
-    memory_error,
-    release_memory,
-    total_memory,
-)
+from fourm.inputs.request import Request, TokenizeRequest, World
+from fourm.networks.memory import free_memory, total_memory
 from fourm.networks.precision import choose_dtype
-from fourm.runs.events import Event, Halved
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, advise_bfloat16, estimate, tokenizer_bytes
 
-T = TypeVar("T")
 # Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 _SURE = 0.85  # estimates may be 15 % too high, so a run is refused only if 85 % of its estimate does not fit
-
-
-@dataclass(slots=True)
-class Portions:
-    """The size of the groups that rows are worked on in; it is halved when memory runs out."""
-
-    rows: int  # of a group, at most
-    device: torch.device
-    dtype: str
-
-    def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
-        """Yield the events of `work` for each group of rows; repeat a group in halves if memory runs out.
-
-        `work` must be safe to repeat after an error at any point. FourMError if one row alone does not fit.
-        """
-        num_done, is_halved = 0, False
-        while portion := rows[num_done : num_done + self.rows]:
-            try:
-                yield from work(portion)
-                num_done += len(portion)
-                if is_halved:
-                    yield Halved(self.rows, str(self.device))
-                is_halved = False
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(portion) == 1:
-                    raise memory_error(self.device, self.dtype, ", even for one sample alone") from error
-                self.rows = len(portion) // 2
-                is_halved = True
-            if is_halved:  # outside of `except`, whose traceback keeps tensors alive
-                release_memory()
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -162,19 +116,6 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     weights = sum(tokenizer_bytes(request.model, key, width, TokenizerPart.ENCODER) for key in keys)
     other = "one of `modalities` after the other" if len(keys) > 1 else ""
     _check_free(weights + LIBRARIES, weights, device, request.dtype, "this", other)
-
-
-@contextmanager
-def as_fourm_errors(device: torch.device, dtype: str, out: Path = NOWHERE) -> Iterator[None]:
-    """Turn errors of memory and of the file system into FourMErrors. out: named if an error names no file."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if is_out_of_memory(error):
-            raise memory_error(device, dtype) from error
-        if not isinstance(error, OSError):
-            raise
-        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
 
 
 def _cost(request: Request, size: int, device: torch.device) -> Cost:

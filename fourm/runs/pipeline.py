@@ -35,24 +35,23 @@ from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.background import Background
+from fourm.results.background import Background
+from fourm.results.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
+from fourm.results.job import Job, count_evaluations, fill_diffusion, make_record, plan_places, tokenizers_of
+from fourm.results.portions import Portions, as_fourm_errors
+from fourm.results.saver import Saver
+from fourm.results.sinks import FolderSink
+from fourm.results.values import Collector, Made
 from fourm.runs.device import (
-    Portions,
-    as_fourm_errors,
     checked_batch_size,
     choose_device,
     choose_rows,
     resolve_dtype,
     resolve_weights,
 )
-from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
-from fourm.runs.job import Job, count_evaluations, fill_diffusion, make_record, plan_places, tokenizers_of
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.outputs import Saver
 from fourm.runs.planning import Plan, check_disk, plan_results
-from fourm.runs.sinks import FolderSink
 from fourm.runs.timing import estimate_seconds
-from fourm.runs.values import Collector, Made
 from fourm.schedule.chain import Chain
 from fourm.sources.reading import kept_names
 from fourm.sources.results import conditions_from, with_files

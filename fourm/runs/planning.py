@@ -20,7 +20,7 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
 from fourm.output.record import FRAMES, SAMPLES
-from fourm.runs.job import Job, count_evaluations, order_place, preview_place
+from fourm.results.job import Job, count_evaluations, order_place, preview_place
 from fourm.schedule.cost import estimate
 
 BLOCK = 4096  # bytes; file systems give files whole blocks of about this size

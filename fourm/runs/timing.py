@@ -26,7 +26,7 @@ from fourm.networks.state import (
     stack_batches,
 )
 from fourm.networks.tokenizers.diffusion import DiVAE
-from fourm.runs.job import Job
+from fourm.results.job import Job
 
 T = TypeVar("T")
 _TEXT_TOKENS = 8  # of a text that are decoded to learn what one of them takes

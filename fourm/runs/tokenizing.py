@@ -67,9 +67,10 @@ from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
 from fourm.output.samples import load_run
-from fourm.runs.background import BESIDE, ahead, in_threads
-from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
-from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
+from fourm.results.background import BESIDE, ahead, in_threads
+from fourm.results.events import Event, Failed, Finished, Loading, Saved, Started
+from fourm.results.portions import Portions, as_fourm_errors
+from fourm.runs.device import check_tokenizing_memory, choose_device
 
 Inputs = dict[str, list[Tensor]]  # by modality, for each crop of a sample
 _FIT = {"fit": "crop"}  # where a record of tokens says nothing of it

@@ -9,8 +9,8 @@ from fourm.data.shards import Shard
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind
+from fourm.output.markers import marker_path, read_marker, read_markers
 from fourm.output.samples import RecordedSample, Run, samples_for
-from fourm.output.sharded import marker_path, read_marker, read_markers
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.sources.shards import Shards

@@ -20,7 +20,7 @@ from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import FRAMES, SR
 from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
-from fourm.runs.job import order_place, preview_place
+from fourm.results.job import order_place, preview_place
 from fourm.views.panels import (
     Film,
     Frame,

@@ -15,7 +15,7 @@ import pytest
 import fourm
 from fourm.api import making, reading, results
 from fourm.codecs import taking
-from fourm.runs.events import Event
+from fourm.results.events import Event
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, NOTEBOOK = ROOT / "docs" / "api.md", ROOT / "docs" / "notebook.ipynb"
@@ -66,7 +66,7 @@ def signature_of(name: str, function: Any) -> str:
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
     text = re.sub(r"\b(?:fourm|pathlib|collections|os|typing|numpy|PIL|np)\.(?:[a-z_]+\.)*", "", text)
     text = text.replace("(self, ", "(").replace("(self)", "()")
-    text = text.replace(str(Event).replace("fourm.runs.events.", ""), "Event")
+    text = text.replace(str(Event).replace("fourm.results.events.", ""), "Event")
     text = text.replace("ndarray[tuple[Any, ...], dtype[int64]]", "ndarray")
     return textwrap.fill(name + text, 110, subsequent_indent="    ", break_on_hyphens=False)
 

@@ -25,10 +25,10 @@ from fourm.files.tars import read_tar
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.origins import read_replay
 from fourm.inputs.request import Request, World
+from fourm.output.markers import marker_files, read_marker, read_markers
 from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import load_run, open_runs
-from fourm.output.sharded import marker_files, read_marker, read_markers
-from fourm.runs.events import Failed, Finished, Saved, Started
+from fourm.results.events import Failed, Finished, Saved, Started
 from fourm.runs.pipeline import run, sr_request
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain

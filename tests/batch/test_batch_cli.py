@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.sharded import read_markers
+from fourm.output.markers import read_markers
 
 Run = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--targets", "tok_clip", "--steps", "1", "--no-decode")

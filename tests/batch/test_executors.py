@@ -24,7 +24,7 @@ from fourm.errors import FourMError, UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.runs.events import Event, Failed, Finished, Lost, Saved, Started
+from fourm.results.events import Event, Failed, Finished, Lost, Saved, Started
 from fourm.schedule.plan import parse_chain
 from fourm.sources.reading import Source
 from fourm.sources.shards import Reader, list_shards

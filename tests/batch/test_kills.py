@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from fourm.checks.verify import verify_folder
 from fourm.data.shards import FORMATS, SHARDS, Format
-from fourm.output.sharded import find_done, marker_path, settings_digest
-from fourm.output.verify import verify_folder
+from fourm.output.markers import find_done, marker_path, settings_digest
 from tests.sharded_folder import make_folder, make_shard, shard_of
 
 NUMBERS = range(4)  # of the shards of a run

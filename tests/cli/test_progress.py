@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fourm.errors import FourMError, ScheduleError, UsageError
-from fourm.runs.events import (
+from fourm.results.events import (
     Detokenized,
     Event,
     Failed,

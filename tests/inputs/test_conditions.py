@@ -19,7 +19,7 @@ from fourm.inputs.conditions import ConditionReader, Work
 from fourm.inputs.request import Request
 from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.runs.events import Malformed, Saved
+from fourm.results.events import Malformed, Saved
 from fourm.schedule.plan import parse_chain
 from fourm_cli.progress import Tally, print_lines
 

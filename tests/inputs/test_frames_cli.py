@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fourm
+from fourm.checks.verify import verify_folder
 from fourm.codecs.files import read_frame, write_crops
 from fourm.codecs.maps import FORMS, read_distance, restore_map
 from fourm.data.layout import Crop, Frame, centre_crop, pad_crop
-from fourm.output.verify import verify_folder
 from tests.folders import tree
 from tests.pictures import PHOTOS, make_photos
 

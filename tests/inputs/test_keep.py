@@ -19,10 +19,10 @@ from fourm.errors import SampleError
 from fourm.hub.files import find_model
 from fourm.inputs.kept import share_uniforms
 from fourm.inputs.request import Request
-from fourm.runs.events import Failed
+from fourm.results.events import Failed
+from fourm.results.values import Collector
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
-from fourm.runs.values import Collector
 from fourm.schedule.keeps import MASK
 from fourm.schedule.plan import parse_chain
 from tests.folders import noise, tree

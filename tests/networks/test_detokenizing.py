@@ -25,7 +25,7 @@ from fourm.networks.tokenizers import build_tokenizer, solvers
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.output.processes import seal
-from fourm.runs.events import Detokenized, Event, Failed, Finished, Started
+from fourm.results.events import Detokenized, Event, Failed, Finished, Started
 from fourm.runs.pipeline import run as run_request
 from fourm.schedule.chain import TargetSpec, make_chain
 

@@ -162,7 +162,7 @@ def test_a_run_is_float32_from_its_first_step_to_its_last_file(
     chain = parse_chain("--cond caption --targets tok_depth --steps 2", model)
     set_older()
     before, seen = older_switches(), dict[str, set[str]]()
-    for place in ("fourm.decoding.grids.draw", "fourm.runs.sinks.write_data"):
+    for place in ("fourm.decoding.grids.draw", "fourm.results.sinks.write_data"):
         monkeypatch.setattr(place, spied(place, seen))
     for _ in run(Request(model, chain, (sample,), tmp_path / "out", device="cpu")):
         assert older_switches() == before

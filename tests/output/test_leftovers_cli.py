@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.verify import verify_folder
+from fourm.checks.verify import verify_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 

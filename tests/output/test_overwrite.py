@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fourm.checks.verify import verify_folder
 from fourm.data.layout import Place
 from fourm.errors import UsageError
 from fourm.files.writing import PARTIAL, remove_leftovers, write_text
@@ -19,7 +20,6 @@ from fourm.output.joining import Joining, check_output
 from fourm.output.processes import PROCESSES, Launch, Process, close_output, list_files, now, read_checksums
 from fourm.output.record import NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
-from fourm.output.verify import verify_folder
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS
 

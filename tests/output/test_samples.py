@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourm.checks.verify import verify_folder
 from fourm.data.dataset import Input
 from fourm.data.layout import CROP_SETTINGS, Key, Place, Sample, number_keys, samples_of_prompts
 from fourm.errors import UsageError
@@ -21,8 +22,7 @@ from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
 from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import Run, SampleWriter, load_run, open_runs, samples_for
-from fourm.output.verify import verify_folder
-from fourm.runs.events import Saved
+from fourm.results.events import Saved
 from fourm.runs.pipeline import run
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.views.album import open_album

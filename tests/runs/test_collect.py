@@ -9,10 +9,10 @@ import torch
 from fourm.data.layout import path_of, samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.runs.events import Event, Failed, Saved
+from fourm.results.events import Event, Failed, Saved
+from fourm.results.values import Collector
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect, run
-from fourm.runs.values import Collector
 from fourm.schedule.plan import parse_chain
 
 PROMPTS = ("a small red circle above a large blue square on a white background", "a large green triangle")

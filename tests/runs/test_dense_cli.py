@@ -10,7 +10,7 @@ import pytest
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.runs.job import plan_places
+from fourm.results.job import plan_places
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourm.checks.verify import verify_folder
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums, read_launches
 from fourm.output.samples import load_run
-from fourm.output.verify import verify_folder
 from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request, World
 from fourm.output.processes import read_checksums
-from fourm.runs.events import Event, Failed, Finished, Saved, Started, Stepped
+from fourm.results.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.runs.pipeline import NOT_FINITE, run
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import tree

@@ -16,8 +16,8 @@ from fourm.errors import CheckpointError, UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
+from fourm.results.events import Failed, Saved, Stepped
 from fourm.runs import pipeline
-from fourm.runs.events import Failed, Saved, Stepped
 from fourm.runs.pipeline import NOT_FINITE
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from fourm.checks.verify import verify_folder
 from fourm.data.layout import Key, Place, Sample, samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request, World
 from fourm.output import processes
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
-from fourm.output.verify import verify_folder
-from fourm.runs.events import Saved, Started
-from fourm.runs.job import READ_BYTES, Job
+from fourm.results.events import Saved, Started
+from fourm.results.job import READ_BYTES, Job
 from fourm.runs.pipeline import run
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot

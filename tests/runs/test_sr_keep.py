@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourm.output.verify import verify_folder
+from fourm.checks.verify import verify_folder
 from tests.folders import noise, tree
 
 Run = Callable[..., tuple[int, str, str]]

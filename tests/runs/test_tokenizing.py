@@ -25,7 +25,7 @@ from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
-from fourm.runs.events import Event, Failed, Finished, Saved, Started
+from fourm.results.events import Event, Failed, Finished, Saved, Started
 from fourm.runs.tokenizing import tokenize_dataset
 from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
 

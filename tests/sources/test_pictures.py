@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourm.checks.verify import verify_folder
 from fourm.data.layout import Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.samples import open_runs
-from fourm.output.verify import verify_folder
 from fourm.sources.reading import Source, choose_keys, classify_source, implied_conditions, read_samples
 from tests.folders import noise, tree
 from tests.pictures import CORNERS, PHOTOS, UNREAD, corners_of, exif_of, make_photos, save, stored

@@ -21,7 +21,7 @@ from fourm.modalities.figures import Person, cut_people, people_to_json
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
-from fourm.runs.job import order_place, preview_place
+from fourm.results.job import order_place, preview_place
 from fourm.views.album import find_row, open_album, rows_of
 from fourm.views.panels import View, make_view, panel_of, reader_for
 from fourm.views.plots import draw_sample

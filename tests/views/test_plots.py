@@ -21,7 +21,7 @@ from fourm.errors import FourMError, UsageError
 from fourm.hub.files import find_model
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
-from fourm.runs.job import order_place
+from fourm.results.job import order_place
 from fourm.views.album import open_album
 from fourm.views.contact import Layout, Part, choose_parts
 from fourm.views.layout import colour_bar, fit, legend, number_text, slack, text_block

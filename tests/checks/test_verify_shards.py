@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fourm.checks.verify import verify_folder
+from fourm.checks.verify_shards import as_ranges, missing_shards
 from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET
-from fourm.output.sharded import marker_path, read_marker
-from fourm.output.verify import verify_folder
-from fourm.output.verify_shards import as_ranges, missing_shards
+from fourm.output.markers import marker_path, read_marker
 from tests.sharded_folder import make_folder, make_shard
 
 FILES = {SHARDS: "rgb/00001.tar", WEBDATASET: "00001.tar", PARQUET: "00001.parquet"}

@@ -13,8 +13,8 @@ from fourm.data.layout import Key, number_keys
 from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import read_bytes
+from fourm.output.markers import Counts, Marker, Member, find_done, read_marker, read_markers, remove_shards
 from fourm.output.shard_files import ShardFiles
-from fourm.output.sharded import Counts, Marker, Member, find_done, read_marker, read_markers, remove_shards
 
 SHARD = Shard(42, "00042", 42000, 3, ("numbers",))
 LIMIT = 1 << 20

@@ -25,10 +25,10 @@ from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.networks.state import Batch, Slot
 from fourm.output.record import FRAMES
-from fourm.runs.events import Event, Failed, Malformed, Saved
-from fourm.runs.job import Job, malformed_place, order_place, preview_place
-from fourm.runs.sinks import Pack, Sink
-from fourm.runs.values import (
+from fourm.results.events import Event, Failed, Malformed, Saved
+from fourm.results.job import Job, malformed_place, order_place, preview_place
+from fourm.results.sinks import Pack, Sink
+from fourm.results.values import (
     PREVIEW_STEPS,
     Made,
     covered,

@@ -15,16 +15,16 @@ from fourm.files.copies import as_addresses
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request
 from fourm.networks.precision import arithmetic
+from fourm.output.markers import Counts, Marker, settings_digest
 from fourm.output.samples import Run
 from fourm.output.shard_files import ShardFiles
-from fourm.output.sharded import Counts, Marker, settings_digest
-from fourm.runs.device import as_fourm_errors
-from fourm.runs.events import Event, Loading
-from fourm.runs.job import Job, make_record
+from fourm.results.events import Event, Loading
+from fourm.results.job import Job, make_record
+from fourm.results.portions import as_fourm_errors
+from fourm.results.saver import Saver
+from fourm.results.sinks import ShardSink
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.outputs import Saver
 from fourm.runs.pipeline import check, generate, load_parts, loaded_for, stepwise
-from fourm.runs.sinks import ShardSink
 from fourm.sources.reading import kept_names
 from fourm.sources.results import conditions_from, with_files
 

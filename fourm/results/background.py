@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from fourm.networks.memory import is_out_of_memory, release_memory
 from fourm.networks.precision import arithmetic
-from fourm.runs.device import Portions
-from fourm.runs.events import Event
+from fourm.results.events import Event
+from fourm.results.portions import Portions
 
 T = TypeVar("T")
 Made = TypeVar("Made")

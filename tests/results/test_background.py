@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fourm.checks.verify import verify_folder
 from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import samples_of_prompts
 from fourm.errors import FourMError, SampleError
@@ -24,9 +25,8 @@ from fourm.hub.files import find_model
 from fourm.inputs.request import Request, TokenizeRequest
 from fourm.networks.graphs import Graphs
 from fourm.networks.model import FourM
-from fourm.output.verify import verify_folder
-from fourm.runs import background
-from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
+from fourm.results import background
+from fourm.results.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect, run
 from fourm.runs.tokenizing import tokenize_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourm.output.formats import Tokens, find_flaw
+from fourm.checks.formats import Tokens, find_flaw
 
 
 def test_arrays_in_archives_and_json_are_checked_by_their_formats(tmp_path: Path) -> None:

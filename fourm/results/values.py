@@ -27,9 +27,9 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
 from fourm.networks.state import Batch, to_device
 from fourm.networks.tokenizers.solvers import solver_named
-from fourm.runs.background import in_threads
-from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
-from fourm.runs.job import Job
+from fourm.results.background import in_threads
+from fourm.results.events import Detokenized, Event, Failed, Malformed, Saved
+from fourm.results.job import Job
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
 GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures

@@ -7,13 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.layout import Place
-from fourm.data.shards import PARQUET, SHARDS, shard_name
-from fourm.errors import SampleError, UsageError, printable
-from fourm.files.opening import real
-from fourm.files.tars import read_tar
-from fourm.files.writing import PARTIAL
-from fourm.output.findings import (
+from fourm.checks.findings import (
     ALTERED,
     FOREIGN,
     MISSING,
@@ -27,10 +21,16 @@ from fourm.output.findings import (
     Verdict,
     check_reserved,
 )
+from fourm.data.layout import Place
+from fourm.data.shards import PARQUET, SHARDS, shard_name
+from fourm.errors import SampleError, UsageError, printable
+from fourm.files.opening import real
+from fourm.files.tars import read_tar
+from fourm.files.writing import PARTIAL
+from fourm.output.markers import Marker, marker_files, marker_path, read_marker, settings_digest, stem_of_all
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import DONE, FRAMES, NEXT, PLOTS, RUN, SR, SR_RUN
 from fourm.output.samples import Run, load_run
-from fourm.output.sharded import Marker, marker_files, marker_path, read_marker, settings_digest, stem_of_all
 
 _ENDINGS = (".tar", f".{PARQUET}")  # of files of results
 _NUMBERED = re.compile("[0-9]{5,}")  # names of shards that have no other

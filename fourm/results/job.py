@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from fourm import MKL_VARIABLE, __version__
+from fourm.checks.formats import Tokens, find_flaw
 from fourm.codecs.table import check_codec
 from fourm.data.layout import Place, path_of
 from fourm.errors import MissingError, UsageError
@@ -26,7 +27,6 @@ from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.networks.tokenizers.diffusion import check_steps
 from fourm.networks.tokenizers.solvers import solver_named
-from fourm.output.formats import Tokens, find_flaw
 from fourm.output.processes import Listed, now
 from fourm.output.record import RunRecord
 from fourm.schedule.chain import joining_problem

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fourm.checks.status import read_status
 from fourm.data.shards import SHARDS
-from fourm.output.sharded import marker_path
-from fourm.output.status import read_status
+from fourm.output.markers import marker_path
 from tests.sharded_folder import make_folder, make_shard
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from fourm.checks.verify import verify_folder
 from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
 from fourm.networks.memory import is_out_of_memory
-from fourm.output.verify import verify_folder
-from fourm.runs.device import Portions
-from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
+from fourm.results.events import Event, Failed, Finished, Halved, Saved, Stepped
+from fourm.results.portions import Portions
 from fourm.runs.pipeline import run as run_request
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import Gpu, emulated
@@ -263,12 +263,12 @@ LIMITED = """
 import os, resource, sys
 os.environ["MKL_CBWR"] = "AUTO,STRICT"
 from pathlib import Path
-from fourm.runs.events import Halved, Loading
-from fourm.hub.files import find_model
 from fourm.data.layout import Key, Sample
+from fourm.hub.files import find_model
+from fourm.inputs.request import Request
+from fourm.results.events import Halved, Loading
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
-from fourm.inputs.request import Request
 
 out, room = Path(sys.argv[1]), int(sys.argv[2])
 model = find_model("demo")

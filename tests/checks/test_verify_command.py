@@ -141,7 +141,7 @@ def test_malformed_texts_belong_to_a_run(run: Run, tmp_path: Path) -> None:
 
 def test_torch_is_never_imported(run: Run, made: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from fourm.output.verify import verify_folder;"
+        "import sys; from pathlib import Path; from fourm.checks.verify import verify_folder;"
         f"assert verify_folder(Path({str(made)!r})).ok;"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from fourm.data.layout import Place, file_name
-from fourm.errors import UsageError, printable
-from fourm.files.opening import no_folder, read_bytes, real
-from fourm.output import processes
-from fourm.output.findings import (
+from fourm.checks.findings import (
     ALTERED,
     FOREIGN,
     MISSING,
@@ -26,15 +22,38 @@ from fourm.output.findings import (
     Verdict,
     check_reserved,
 )
-from fourm.output.formats import Flaw, Tokens, find_flaw
-from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
+from fourm.checks.formats import Flaw, Tokens, find_flaw
+from fourm.checks.verify_shards import is_sharded, verify_shards
+from fourm.data.layout import Place, file_name
+from fourm.errors import UsageError, printable
+from fourm.files.opening import no_folder, read_bytes, real
+from fourm.output.processes import (
+    ANY_RUN,
+    CHECKSUMS,
+    FAILED,
+    FAILURES,
+    LAUNCH,
+    MAX_LIST_BYTES,
+    OLDER_CHECKSUMS,
+    PROCESSES,
+    Failure,
+    Listed,
+    ProcessFile,
+    is_closed,
+    list_processes,
+    noted_failures,
+    read_failures,
+    read_launch,
+    read_launches,
+    scan_checksums,
+    sha256_of_file,
+)
 from fourm.output.record import FRAMES, RESERVED_NAMES, RUN, SAMPLES, SR_RUN
 from fourm.output.samples import RecordedSample, Run, load_run, read_samples_file
-from fourm.output.verify_shards import is_sharded, verify_shards
 
 # Outcomes of a result, which is one variation of a sample. Partial: only files without a checksum exist.
 _MADE, _FAILED, _PARTIAL, _ABSENT = "made", "failed", "partial", "absent"
-_LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
+_LEGACY = (OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
 _RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())  # folders of files that record samples
 
 
@@ -104,13 +123,13 @@ class _Folder:
 
     def read_processes(self) -> None:
         """Read what the processes of all runs recorded: launches, checksums and failures."""
-        files, others = processes.list_processes(self.root)
+        files, others = list_processes(self.root)
         for name in others:
             self.add(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
         for name, own in groupby(files, key=lambda file: f"{PROCESSES}/{file.path.stem}"):
             self._read_process(name, {file.kind: file for file in own})
         try:
-            self.failures = processes.read_failures(self.root)
+            self.failures = read_failures(self.root)
         except UsageError as error:
             self.add(UNREADABLE, FAILURES, str(error).partition(": ")[2])
 
@@ -119,13 +138,13 @@ class _Folder:
         recorded: Mapping[str, str] = {}
         if LAUNCH in kinds:
             try:
-                launch, is_as_written = processes.read_launch(kinds[LAUNCH])
+                launch, is_as_written = read_launch(kinds[LAUNCH])
                 recorded = launch.files
                 if not is_as_written:
                     self.add(ALTERED, name + LAUNCH, "was changed or renamed after its process wrote it")
             except UsageError as error:
                 self.add(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
-        elif any(file.run != processes.ANY_RUN for file in kinds.values()):
+        elif any(file.run != ANY_RUN for file in kinds.values()):
             self.add(MISSING, name + LAUNCH, "other files of this process exist")
         for kind in sorted(recorded.keys() - kinds.keys()):
             self.add(MISSING, name + kind, f"{name}{LAUNCH} lists it")
@@ -133,9 +152,9 @@ class _Folder:
             damaged = list[int]()
             try:
                 if kind == CHECKSUMS:
-                    listed, damaged = processes.scan_checksums(file.path, has_ended=kind in recorded)
+                    listed, damaged = scan_checksums(file.path, has_ended=kind in recorded)
                     self.checksums |= listed
-                is_changed = kind in recorded and processes.sha256_of_file(file.path) != recorded[kind]
+                is_changed = kind in recorded and sha256_of_file(file.path) != recorded[kind]
             except OSError as error:
                 self.add(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
                 continue
@@ -176,7 +195,7 @@ class _Folder:
             return
         try:
             run = load_run(self.root, file)
-            launches = processes.read_launches(self.root, run.identity)
+            launches = read_launches(self.root, run.identity)
         except UsageError as error:
             self.add(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
             return
@@ -188,12 +207,12 @@ class _Folder:
         if not launches and run.identity:
             self.add(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
         if run.is_older:
-            if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
-                self.checksums |= processes.scan_checksums(older)[0]
+            if (older := self.root / OLDER_CHECKSUMS).is_file():
+                self.checksums |= scan_checksums(older)[0]
             self.add_note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
         failed = {(f.key, f.variation) for f in self.failures if f.stage == run.stage}
         was_limited = all(launch.only for launch in launches)
-        self.runs.append(_RunState(run, processes.is_closed(launches), failed, was_limited))
+        self.runs.append(_RunState(run, is_closed(launches), failed, was_limited))
         places = (*run.record.places, SAMPLES[file], *([FRAMES] if file == RUN else []))
         self.known_folders |= {place.folder.partition("/")[0] for place in places}
         self.has_base |= file == RUN
@@ -201,12 +220,12 @@ class _Folder:
     def _check_failures(self) -> None:
         """Compare `failures.jsonl` with the lists of failures of the processes, all of which have ended."""
         lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
-        if any(file.endswith(processes.FAILED) for file in lists):
+        if any(file.endswith(FAILED) for file in lists):
             return  # a finding reports it already
         path = self.root / FAILURES
-        text = read_bytes(path, processes.MAX_LIST_BYTES) if path.exists() else b""
+        text = read_bytes(path, MAX_LIST_BYTES) if path.exists() else b""
         lines = text.splitlines(keepends=True)
-        expected = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
+        expected = {f.to_line().encode(): f for f in noted_failures(self.root)}
         lost = [line for line, f in expected.items() if line not in lines and not f.is_resolved(self.root)]
         if lost or lines != [line for line in expected if line in lines]:
             what = f"{len(lost)} more failed samples are listed" if lost else "other lines are listed"
@@ -404,7 +423,7 @@ class _Folder:
             if listed is not None and listed.size is not None and size > listed.size:
                 self.add(ALTERED, path, f"is larger than the {listed.size:,} bytes in {PROCESSES}")
                 return
-            if listed is not None and processes.sha256_of_file(file) == listed.sha256:
+            if listed is not None and sha256_of_file(file) == listed.sha256:
                 return
             flaw = find_flaw(file, tokens)
         except OSError as error:

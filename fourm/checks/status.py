@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fourm.checks.verify_shards import missing_shards
 from fourm.errors import UsageError
+from fourm.output.markers import Marker, marker_files, read_done, settings_digest
 from fourm.output.processes import read_checksums, read_failures
 from fourm.output.samples import Run, open_runs
-from fourm.output.sharded import Marker, marker_files, read_done, settings_digest
-from fourm.output.verify_shards import missing_shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fourm.output.record import BASE, SR
-from fourm.runs.events import Event, Failed, Finished, Saved, Started
+from fourm.results.events import Event, Failed, Finished, Saved, Started
 from tests.emulated_gpu import emulated
 
 Run = Callable[..., tuple[int, str, str]]
@@ -75,7 +75,7 @@ def test_the_published_schema_is_that_of_the_events() -> None:
     if os.environ.get("UPDATE_DOCS"):
         SCHEMA.write_text(text, encoding="utf-8")
     said = SCHEMA.read_text(encoding="utf-8")
-    assert said == text, "UPDATE_DOCS=1 pytest tests/runs/test_events.py writes it anew"
+    assert said == text, "UPDATE_DOCS=1 pytest tests/results/test_events.py writes it anew"
     jsonschema.Draft202012Validator.check_schema(json.loads(said))
 
 

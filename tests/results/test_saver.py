@@ -13,8 +13,8 @@ from fourm.data.layout import samples_of_prompts
 from fourm.errors import MissingError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.request import Request
-from fourm.runs.events import Failed, Finished
-from fourm.runs.job import plan_places, tokenizers_of
+from fourm.results.events import Failed, Finished
+from fourm.results.job import plan_places, tokenizers_of
 from fourm.runs.pipeline import run
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.schedule.cost import estimate

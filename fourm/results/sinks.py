@@ -10,12 +10,12 @@ from fourm.data.layout import Place
 from fourm.files.copies import as_addresses
 from fourm.files.writing import write_data
 from fourm.inputs.conditions import Work
+from fourm.output.markers import Member, ShardFailure
 from fourm.output.processes import Listed, Process, list_data, list_files
 from fourm.output.record import FRAMES
 from fourm.output.samples import Run, SampleWriter
 from fourm.output.shard_files import ShardFiles
-from fourm.output.sharded import Member, ShardFailure
-from fourm.runs.job import Job
+from fourm.results.job import Job
 
 Pack = Callable[[], bytes]  # makes the contents of a file
 

@@ -15,16 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fourm.checks.findings import Finding, Verdict
+from fourm.checks.verify import verify_folder
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request, World
-from fourm.output.findings import Finding, Verdict
 from fourm.output.processes import PROCESSES
 from fourm.output.record import RUN, SAMPLES, SR_RUN
 from fourm.output.samples import keys_of, load_run, open_runs, samples_for
-from fourm.output.verify import verify_folder
-from fourm.runs.events import Saved, Stepped
+from fourm.results.events import Saved, Stepped
 from fourm.runs.pipeline import run
 from fourm.schedule.chain import TargetSpec, make_chain
 
