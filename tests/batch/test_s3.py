@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.inputs.test_containers import write_tars
+from tests.sources.test_containers import write_tars
 
 Run = Callable[..., tuple[int, str, str]]
 GIVEN = ["--targets", "tok_clip", "--steps", "1", "--no-decode", "--device", "cpu", "--format", "shards"]

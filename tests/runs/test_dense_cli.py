@@ -15,8 +15,8 @@ from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
 from tests import tiny as tiny_model
+from tests.results.test_saver import WORDS
 from tests.runs.test_generate_cli import tree
-from tests.runs.test_outputs import WORDS
 
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = ("a red circle", "a blue square", "a green triangle")

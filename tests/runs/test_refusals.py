@@ -20,8 +20,8 @@ from fourm.results.events import Failed, Saved, Stepped
 from fourm.runs import pipeline
 from fourm.runs.pipeline import NOT_FINITE
 from fourm.schedule.chain import TargetSpec, make_chain
+from tests.checks.test_verify import super_resolution
 from tests.folders import snapshot
-from tests.output.test_verify import super_resolution
 from tests.runs.test_pipeline import broken
 
 Run = Callable[..., tuple[int, str, str]]

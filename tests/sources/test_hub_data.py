@@ -15,7 +15,7 @@ from fourm.hub.remote import Client
 from fourm.sources.reading import Source, classify_source, read_samples
 from fourm.sources.shards import Shards, list_shards
 from tests.hub_server import Hub
-from tests.inputs.test_containers import write_rows, write_tars
+from tests.sources.test_containers import write_rows, write_tars
 
 Run = Callable[..., tuple[int, str, str]]
 NOTHING = io.BytesIO()

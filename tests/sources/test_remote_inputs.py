@@ -18,7 +18,7 @@ from fourm.files.copies import as_addresses, temporary_copies
 from fourm.hub.files import ModelFiles, find_model
 from fourm.sources.reading import Source, read_samples
 from fourm.sources.shards import Shards, list_shards
-from tests.inputs.test_containers import write_rows, write_tars
+from tests.sources.test_containers import write_rows, write_tars
 
 NOTHING = io.BytesIO()
 
