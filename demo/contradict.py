@@ -32,7 +32,8 @@ from fourm.inputs.request import Request
 from fourm.results.events import Failed
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")
 FLOOR, GROUND = 0.87, 60  # of a range of 1; 8-bit levels: what is nearer or differs more is no background

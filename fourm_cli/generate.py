@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fourm.results.events import Event
     from fourm.schedule.chain import Chain
     from fourm.schedule.keeps import Keep
-    from fourm.sources.reading import Source
+    from fourm.sources.source import Source
 
 
 @with_options(
@@ -67,8 +67,9 @@ def generate(
     from fourm.hub.files import find_model
     from fourm.inputs.origins import plan_sr, read_replay
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
-    from fourm.sources.reading import EMPTY, choose_keys
-    from fourm.sources.words import marked_texts
+    from fourm.sources.notes import marked_texts
+    from fourm.sources.reading import choose_keys
+    from fourm.sources.source import EMPTY
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)

@@ -13,7 +13,7 @@ from fourm_cli.options import INPUT, argument, option
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
-    from fourm.sources.reading import Source
+    from fourm.sources.source import Source
 
 
 def parse_data(text: str) -> str:
@@ -70,7 +70,7 @@ class SampleOptions:
     def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
         """The source of samples, with what configuration files say where options say nothing."""
         from fourm.data.pictures import is_path
-        from fourm.sources.reading import Source, classify_source
+        from fourm.sources.source import Source, classify_source
 
         arguments, typed = self.arguments or [], tuple(self.prompt or ())
         words = tuple(text for text in arguments if not is_path(text))
@@ -111,7 +111,8 @@ def with_conditions(layer: Layer, source: "Source") -> Layer:
 
     They are not added if the schedule names conditions of its own, other than single files (rgb=cat.jpg).
     """
-    from fourm.sources.reading import EMPTY, implied_conditions
+    from fourm.sources.reading import implied_conditions
+    from fourm.sources.source import EMPTY
 
     named = layer.settings.get("cond_domains", Setting((), "`cond`"))
     if not all("=" in str(value) for value in named.values):

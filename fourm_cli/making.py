@@ -94,7 +94,7 @@ def make(
 def _notes(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> Iterator[str]:
     """What is said before a run."""
     from fourm.schedule.plan import unseen_picture
-    from fourm.sources.words import note_unknown_words
+    from fourm.sources.notes import note_unknown_words
 
     request = requests[0]
     yield _announce(requests, dataset, sharded)

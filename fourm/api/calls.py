@@ -18,7 +18,7 @@ from fourm.runs.loaded import LoadedModel
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import build_chain, fill_texts, unseen_picture
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
-from fourm.sources.words import marked_texts
+from fourm.sources.notes import marked_texts
 
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (

@@ -22,7 +22,7 @@ from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.text import Structured, WordPiece, check_prompt, with_marks
 from fourm.runs.loaded import LoadedModel
 from fourm.sources.datasets import CAPTION
-from fourm.sources.reading import digest_of
+from fourm.sources.texts import digest_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from fourm.results.saver import Saver
 from fourm.results.sinks import ShardSink
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import check, generate, load_parts, loaded_for, stepwise
-from fourm.sources.reading import kept_names
+from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
 
 

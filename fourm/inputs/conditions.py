@@ -27,8 +27,7 @@ from fourm.networks.memory import is_out_of_memory, release_memory
 from fourm.networks.precision import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.schedule.keeps import Keep
-from fourm.sources.datasets import CAPTION
-from fourm.sources.reading import kept_names
+from fourm.sources.datasets import CAPTION, kept_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
-from fourm.sources.datasets import CAPTION
-from fourm.sources.reading import Source, kept_names, read_samples
+from fourm.sources.datasets import CAPTION, kept_names
+from fourm.sources.reading import read_samples
 from fourm.sources.results import conditions_from, forms_kept, with_files
+from fourm.sources.source import Source
 
 MAX_BYTES = 1 << 30  # of a picture that is made once more
 _OLDER_STEPS = "50"  # of pictures of versions that did not record the steps of their diffusion

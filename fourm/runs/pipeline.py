@@ -53,7 +53,7 @@ from fourm.runs.loaded import LoadedModel
 from fourm.runs.planning import Plan, check_disk, plan_results
 from fourm.runs.timing import estimate_seconds
 from fourm.schedule.chain import Chain
-from fourm.sources.reading import kept_names
+from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
 
 NOT_FINITE = (

@@ -4,12 +4,13 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "datasets": "CAPTION shows_part",
+    "datasets": "CAPTION kept_names shows_part",
+    "notes": "marked_texts note_unknown_words",
     "raw_folders": "find_raw_folders list_raw_samples missing_tokenizers",
-    "reading": """EMPTY Source choose_keys digest_of implied_conditions kept_names
-        read_samples classify_source""",
+    "reading": "choose_keys implied_conditions read_samples",
     "results": "conditions_from forms_kept shards_of_run with_files",
     "shards": "Shards list_shards shards_of_samples",
-    "words": "marked_texts note_unknown_words",
+    "source": "EMPTY Source classify_source",
+    "texts": "digest_of",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -5,7 +5,6 @@ or column holds which modality, and the samples of one file or of all.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fourm.data.containers import Container
 from fourm.data.dataset import (
@@ -38,9 +37,7 @@ from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind, Modality
 from fourm.sources.datasets import CAPTION, Wanted, chosen
 from fourm.sources.raw_folders import folders_of
-
-if TYPE_CHECKING:
-    from fourm.sources.reading import Source
+from fourm.sources.source import Source
 
 _JSON = "json"  # the ending of a member of which one text is read
 _PICTURES = (*(suffix[1:] for suffix in PICTURE_SUFFIXES), "image", "img", "picture")  # names of columns
@@ -190,7 +187,7 @@ class ContainerReader:
                 listing.problems[key] = f"{path}: {place}"
 
 
-def container_reader(source: "Source", wanted: Wanted, model: ModelFiles) -> ContainerReader:
+def container_reader(source: Source, wanted: Wanted, model: ModelFiles) -> ContainerReader:
     """What reads the containers of a source. UsageError: `endings` of it name an unknown modality."""
     rows = model.registry.rows.values()
     names = {one for row in rows for one in (*_names_of(row, True), *_names_of(row, False))}
@@ -203,7 +200,7 @@ def container_reader(source: "Source", wanted: Wanted, model: ModelFiles) -> Con
     return ContainerReader(Places(known, given, source.column), wanted)
 
 
-def read_containers(source: "Source", wanted: Wanted, model: ModelFiles) -> Dataset:
+def read_containers(source: Source, wanted: Wanted, model: ModelFiles) -> Dataset:
     """All samples of the containers of a source. UsageError: none is complete, or none can be read."""
     reader = container_reader(source, wanted, model)
     note = describe(reader, source.containers)
@@ -237,7 +234,7 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
     return _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
 
 
-def implied_by(source: "Source") -> str:
+def implied_by(source: Source) -> str:
     """The condition of containers for which none is named: RGB if there are pictures, else captions."""
     known = frozenset((PICTURES, CAPTION))
     first, places = source.containers[0], Places(known, source.endings, source.column)

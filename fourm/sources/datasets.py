@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fourm.data.dataset import (
     UNKNOWN,
@@ -22,9 +22,7 @@ from fourm.errors import UsageError
 from fourm.files.opening import local_name
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
-
-if TYPE_CHECKING:
-    from fourm.sources.reading import Source
+from fourm.sources.source import Source
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
 
@@ -49,13 +47,13 @@ class Wanted:
         is_placed = any(shows_part(row, self.raw) for row in self.rows)
         return (FRAME, *((PICTURES, CROP_SETTINGS) if is_placed else ()))
 
-    def input(self, source: "Source", folders: Mapping[str, str]) -> Input:
+    def input(self, source: Source, folders: Mapping[str, str]) -> Input:
         """What is recorded of a dataset; folders: of each modality, or what stands for one."""
         unread = {name for keep in self.later for name in keep.names}
         own = tuple(folder for name, folder in folders.items() if name not in unread)
         return Input("folder", own, source.num_samples, source.subset_seed, upright=bool(source.upright))
 
-    def finish(self, samples: Sequence[Sample], source: "Source") -> tuple[Sample, ...]:
+    def finish(self, samples: Sequence[Sample], source: Source) -> tuple[Sample, ...]:
         """Listed samples, with masks that serve all of them, and whether they are turned upright."""
         masks = {keep.mask: find_mask(keep.file) for keep in self.keeps if keep.file}
         upright: Literal["", "all"] = "all" if source.upright else ""
@@ -66,7 +64,7 @@ class Wanted:
         return _folders(root, self.rows, self.raw) | dict.fromkeys(self.masks, KEPT_PIXELS)
 
 
-def read_folder(source: "Source", root: Path, wanted: Wanted) -> Dataset:
+def read_folder(source: Source, root: Path, wanted: Wanted) -> Dataset:
     """The samples of a dataset."""
     folders = wanted.folders(root)
     return chosen(list_dataset(root, folders, wanted.beside), source, wanted, folders)
@@ -89,7 +87,7 @@ def read_part(
     return match_listings(found, more, {name: f"a file in {folder}" for name, folder in folders.items()})
 
 
-def chosen(dataset: Dataset, source: "Source", wanted: Wanted, folders: Mapping[str, str]) -> Dataset:
+def chosen(dataset: Dataset, source: Source, wanted: Wanted, folders: Mapping[str, str]) -> Dataset:
     """As many samples of a listed dataset as are asked for, and what is recorded of it."""
     samples = choose_samples(dataset.samples, source.num_samples, source.subset_seed)
     read = wanted.input(source, folders)
@@ -107,6 +105,11 @@ def find_mask(file: str) -> Path:
     except OSError as error:
         raise UsageError(f"`keep`: {file} cannot be read ({error.strerror})") from error
     return Path(file)
+
+
+def kept_names(keeps: Sequence[Keep]) -> set[str]:
+    """The names of a sample's files from which parts of targets are read, and that say where in a picture."""
+    return {name for keep in keeps for name in keep.names} | {PICTURES, CROP_SETTINGS}
 
 
 def shows_part(row: Modality, raw: Collection[str]) -> bool:

@@ -29,20 +29,9 @@ from fourm.modalities.registry import Modality
 from fourm.schedule.keeps import Keep
 from fourm.sources.containers import ContainerReader, columns_of, container_reader, describe, found_container
 from fourm.sources.datasets import CAPTION, Wanted, read_part
-from fourm.sources.reading import (
-    EMPTY,
-    STREAM,
-    Source,
-    check_text_conditions,
-    check_text_keeps,
-    checked_source,
-    is_dataset,
-    parse_texts,
-    problems_of,
-    read_pictures,
-    read_samples,
-    text_file,
-)
+from fourm.sources.reading import read_pictures, read_samples
+from fourm.sources.source import EMPTY, STREAM, Source, checked_source, is_dataset
+from fourm.sources.texts import check_text_conditions, check_text_keeps, parse_texts, problems_of, text_file
 
 
 class Reader(Protocol):
@@ -154,7 +143,7 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of a file of texts, or of standard input: ranges of lines."""
     source, model = asked.source, asked.model
     is_other = source.prompts or source.paths or source.files
-    is_texts = not is_other and (source.is_file or source.data is None)
+    is_texts = not is_other and (source.is_text_file or source.data is None)
     if not is_texts or source.subset_seed is not None or not asked.read:
         return None
     check_text_keeps((*asked.keeps, *asked.later))

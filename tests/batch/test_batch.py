@@ -32,9 +32,10 @@ from fourm.results.events import Failed, Finished, Saved, Started
 from fourm.runs.pipeline import run, sr_request
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
 from fourm.sources.results import shards_of_run
 from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source
 
 LIMIT = 1 << 24
 LONG = "word " * 2000

@@ -26,8 +26,8 @@ from fourm.hub.files import find_model
 from fourm.inputs.request import Request
 from fourm.results.events import Event, Failed, Finished, Lost, Saved, Started
 from fourm.schedule.plan import parse_chain
-from fourm.sources.reading import Source
 from fourm.sources.shards import Reader, list_shards
+from fourm.sources.source import Source
 from fourm_cli.app import main
 
 OPTIONS = "--cond caption --targets tok_clip --steps 2"

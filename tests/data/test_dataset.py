@@ -24,7 +24,8 @@ from fourm.files.writing import write_text
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import WordPiece, encode_full
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source
 from tests.folders import as_somebody
 from tests.texts import prompts_in
 

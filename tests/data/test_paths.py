@@ -12,7 +12,8 @@ import typer
 from fourm.errors import FourMError, UsageError
 from fourm.files.opening import local_path, output_path
 from fourm.schedule.settings import OPTIONS, RunSettings, read_settings
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source
 from fourm_cli.app import app
 from fourm_cli.options import parse_folder
 

@@ -21,7 +21,8 @@ from fourm.modalities.registry import RELEASED, Registry
 from fourm.modalities.text import EOS_ID, WordPiece, encode_full
 from fourm.networks.state import Batch, stack_batches
 from fourm.schedule.chain import TargetSpec, make_chain
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source
 
 TEXTS = ("caption", "det", "metadata", "color_palette", "human_poses")
 TOKENS = ("tok_rgb@224", "tok_dinov2_global")

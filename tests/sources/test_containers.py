@@ -24,8 +24,9 @@ from fourm.data.dataset import Dataset
 from fourm.data.layout import Sample
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.sources.reading import Source, classify_source, implied_conditions, read_samples
+from fourm.sources.reading import implied_conditions, read_samples
 from fourm.sources.shards import list_shards
+from fourm.sources.source import Source, classify_source
 
 Run = Callable[..., tuple[int, str, str]]
 NOTHING = io.BytesIO()
@@ -341,7 +342,7 @@ def test_a_million_rows_are_listed_without_holding_them(tmp_path: Path) -> None:
         parquet.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", row_group_size=100_000)
     code = (
         "import io, resource, sys, time; from fourm.hub.files import find_model;"
-        "from fourm.sources.shards import list_shards; from fourm.sources.reading import Source;"
+        "from fourm.sources.shards import list_shards; from fourm.sources.source import Source;"
         "model = find_model('demo'); start = time.perf_counter();"
         "shards = list_shards(Source(data=sys.argv[1]), ['caption'], model, io.BytesIO());"
         "found = shards.samples(shards.shards[-1]).samples; assert len(found) == 1000;"

@@ -12,8 +12,9 @@ from fourm.errors import MissingError, UsageError, VerificationError
 from fourm.hub.datasets import find_hub_containers, hub_container
 from fourm.hub.files import ModelFiles, find_model
 from fourm.hub.remote import Client
-from fourm.sources.reading import Source, classify_source, read_samples
+from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source, classify_source
 from tests.hub_server import Hub
 from tests.sources.test_containers import write_rows, write_tars
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fourm.data.dataset import UNKNOWN
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source
 
 NOTHING = io.BytesIO()
 CONDITIONS = ["rgb@64", "caption"]

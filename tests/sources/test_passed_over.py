@@ -13,7 +13,8 @@ from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source
 
 Run = Callable[..., tuple[int, str, str]]
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -15,7 +15,8 @@ from fourm.data.layout import Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.samples import open_runs
-from fourm.sources.reading import Source, choose_keys, classify_source, implied_conditions, read_samples
+from fourm.sources.reading import choose_keys, implied_conditions, read_samples
+from fourm.sources.source import Source, classify_source
 from tests.folders import noise, tree
 from tests.pictures import CORNERS, PHOTOS, UNREAD, corners_of, exif_of, make_photos, save, stored
 

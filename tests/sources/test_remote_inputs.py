@@ -16,8 +16,9 @@ from fourm.errors import MissingError, UsageError
 from fourm.files import copies
 from fourm.files.copies import as_addresses, temporary_copies
 from fourm.hub.files import ModelFiles, find_model
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source
 from tests.sources.test_containers import write_rows, write_tars
 
 NOTHING = io.BytesIO()

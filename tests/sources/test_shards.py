@@ -13,8 +13,9 @@ from fourm.data.layout import Sample
 from fourm.errors import UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.files import ModelFiles, find_model
-from fourm.sources.reading import Source, read_samples
+from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source
 
 NOTHING = io.BytesIO()
 TEXTS = {
