@@ -10,7 +10,8 @@ from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, number_keys
 from fourm.data.shards import Format, Shard, shard_name
 from fourm.files.writing import remove_leftovers
-from fourm.output.markers import Counts, Marker, Member, ShardFailure, settings_digest
+from fourm.output.markers import Counts, Marker, ShardFailure, settings_digest
+from fourm.output.members import Member
 from fourm.output.record import RUN, RunRecord, format_run
 from fourm.output.shard_files import ShardFiles
 

@@ -1,9 +1,9 @@
 """A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fourm.batch.remote import Store
 from fourm.batch.stages import ShardedInput, Stage, prepare, prepare_sr
@@ -67,18 +67,29 @@ class Batch:
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
         """Every size-th shard from `rank` on, and what is to be made of them."""
-        shards, todo, faults = self.shards.shards[rank::size], dict[int, Shard](), list[str]()
-        sums, batch = Counts(), self.staged()
+        shards, batch, faults = self.shards.shards[rank::size], self.staged(), list[str]()
+        found = list[Mapping[int, Counts]]()  # of each stage, by number of the shard
         for stage in batch.stages():
-            done, found = batch.store.find_done(shards, stage.settings, stage.run.file)
-            faults += found
-            for shard in shards:
-                counts = done.get(shard.number)
-                if counts is None or (self.retry_failed and counts.failed):
-                    todo[shard.number] = shard
-                else:
-                    sums = Counts(*(a + getattr(counts, name) for name, a in _fields(sums)))
-        return Share(shards, [todo[number] for number in sorted(todo)], sums, tuple(faults))
+            done, damaged = batch.store.find_done(shards, stage.settings, stage.run.file)
+            found.append(done)
+            faults += damaged
+        todo, whole = list[Shard](), list[Counts]()
+        for shard in shards:
+            made = [one[shard.number] for one in found if shard.number in one]
+            if len(made) == len(found) and all(self.is_whole(counts, made[0]) for counts in made):
+                whole.append(sum_stages(made))
+            else:
+                todo.append(shard)
+        return Share(shards, todo, sum_counts(whole), tuple(faults))
+
+    def is_whole(self, counts: Counts, base: Counts) -> bool:
+        """Whether what became of one stage of a shard needs not be made again.
+
+        base: of the first stage; super-resolution is whole if it is of all that this one has saved, which are
+        more results after some that had failed were made again.
+        """
+        is_of_all = counts is base or counts.saved + counts.failed == base.saved
+        return is_of_all and not (self.retry_failed and counts.failed)
 
     def todo(self, rank: int = 0, size: int = 1) -> list[Shard]:
         """The shards of one of `size` processes that are not whole yet."""
@@ -120,5 +131,15 @@ def plan(
     return Batch(tuple(requests), shards, form, size, retry_failed)  # type: ignore[arg-type]
 
 
-def _fields(counts: Counts) -> list[tuple[str, Any]]:
-    return [(name, getattr(counts, name)) for name in counts.__slots__]
+def sum_stages(stages: Sequence[Counts]) -> Counts:
+    """What became of a shard in all its stages, which are of the same samples."""
+    saved, failed = sum(one.saved for one in stages), sum(one.failed for one in stages)
+    return replace(stages[0], saved=saved, failed=failed)
+
+
+def sum_counts(shards: Iterable[Counts]) -> Counts:
+    """What became of several shards together."""
+    sums = Counter[str]()
+    for counts in shards:
+        sums.update(asdict(counts))
+    return Counts(**sums)

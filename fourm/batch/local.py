@@ -51,19 +51,23 @@ def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) 
 def summed(batch: Batch, share: Share, made: Made) -> Iterator[Event]:
     """Pass events on, and sum up the reports in the last one."""
     started = time.perf_counter()
-    saved, failed, incomplete = 0, share.done.failed, share.done.incomplete
+    saved, skipped, failed, incomplete = 0, share.done.saved, share.done.failed, share.done.incomplete
     for event in made:
         if isinstance(event, Report):
             if event.lost:
                 due = (event.shard.count or 1) * batch.variations * len(batch.requests)
                 failed += due
                 yield Failed(f"shard {event.shard.name}", 0, event.lost)
-            saved, failed = saved + event.counts.saved, failed + event.counts.failed
+            if event.was_done:  # another process has made it since
+                skipped += event.counts.saved
+            else:
+                saved += event.counts.saved
+            failed += event.counts.failed
             incomplete += event.counts.incomplete
         else:
             yield event
     seconds = time.perf_counter() - started
-    yield Finished(saved, share.done.saved, failed, seconds, incomplete=incomplete)
+    yield Finished(saved, skipped, failed, seconds, incomplete=incomplete)
 
 
 def count_workers(batch: Batch, asked: str | None) -> int:

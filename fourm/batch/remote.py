@@ -12,13 +12,7 @@ from fourm.data.shards import Shard
 from fourm.data.storage import RemoteFolder
 from fourm.errors import UsageError
 from fourm.output.joining import open_shards
-from fourm.output.markers import (
-    Counts,
-    Marker,
-    find_done,
-    marker_path,
-    read_done,
-)
+from fourm.output.markers import Counts, Marker, find_done, marker_path, read_done
 from fourm.output.record import RUN, RunRecord
 
 
@@ -60,9 +54,9 @@ class Store:
         """The marker of a shard that is whole; UsageError if it is not."""
         path = marker_path(self.out, shard.name, record)
         if not self.address:
-            return read_done(path, self.out, settings)
+            return read_done(path, self.out, settings, shard=shard)
         self._folder.fetch_small([self._marker(shard, record)])
-        return read_done(path, self.out, settings, self._folder.size)
+        return read_done(path, self.out, settings, self._folder.size, shard)
 
     def put(self, marker: Marker, record: str) -> None:
         """Upload the files of a shard, then its marker."""

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from fourm import __version__
-from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
 from fourm.data.shards import Format, Shard
@@ -24,7 +23,7 @@ from fourm.results.portions import as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import ShardSink
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.pipeline import check, generate, load_parts, loaded_for, stepwise
+from fourm.runs.pipeline import check, generate, has_conditions, load_parts, loaded_for, stepwise
 from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
 
@@ -99,7 +98,7 @@ def make_shard(
         for variation in request.variations
     ]
     if request.origin is not None:  # what the run before did not make, it has reported
-        works = [work for work in works if _has_conditions(request, work)]
+        works = [work for work in works if has_conditions(request, work)]
     loaded = loaded_for(job, loaded)
     if not loaded.is_loaded:
         yield Loading(f"model {request.model.name}")
@@ -124,8 +123,3 @@ def make_shard(
             yield sink.files.finish(marker)
     finally:
         sink.files.close()
-
-
-def _has_conditions(request: Request, work: Work) -> bool:
-    files = work.sample.files_of(work.variation)
-    return all(name in files and is_there(files[name]) for name in request.chain.conditions)

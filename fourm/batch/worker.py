@@ -1,11 +1,11 @@
 """Makes shards one after the other, in one process that loads its models once."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from fourm.batch.batches import Batch
+from fourm.batch.batches import Batch, sum_stages
 from fourm.batch.stages import Stage, make_shard, samples_for_sr
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
@@ -72,7 +72,8 @@ class Worker:
         finally:
             store.forget(markers, records)
         yield Report(
-            shard, _sum(markers), tuple(failure for one in markers for failure in one.failures),
+            shard, sum_stages([one.counts for one in markers]),
+            tuple(failure for one in markers for failure in one.failures),
             markers[0].incomplete, round(time.perf_counter() - started, 3), was_done,
         )  # fmt: skip
 
@@ -80,7 +81,7 @@ class Worker:
         """The events of making a shard, and whether it was whole; `markers` get that of each stage."""
         was_done, read = True, None
         for number, stage in enumerate(self.stages):
-            marker = self._done(stage, shard) if was_done else None
+            marker = self._done(stage, shard, markers) if was_done else None
             if marker is None:
                 if read is None and (number == 0 or stage.job.request.chain.keeps):
                     read = self.batch.shards.samples(shard)
@@ -104,11 +105,11 @@ class Worker:
             loaded.close()
         remove_leftovers(self.batch.out)
 
-    def _done(self, stage: Stage, shard: Shard) -> Marker | None:
-        """The marker of a shard that is whole."""
+    def _done(self, stage: Stage, shard: Shard, markers: Sequence[Marker]) -> Marker | None:
+        """The marker of a stage of a shard that needs not be made. markers: of the stages before it."""
         with suppress(UsageError):  # whoever starts the workers says what is damaged
             marker = self.batch.store.read_done(shard, stage.settings, stage.run.file)
-            if not (self.batch.retry_failed and marker.counts.failed):
+            if self.batch.is_whole(marker.counts, (*markers, marker)[0].counts):
                 return marker
         return None
 
@@ -118,11 +119,3 @@ class Worker:
             return read
         self.batch.store.get(markers[0])
         return samples_for_sr(self.stages[0].run, markers[0], stage.job.request, read)
-
-
-def _sum(markers: list[Marker]) -> Counts:
-    counts = [marker.counts for marker in markers]
-    return Counts(
-        counts[0].samples, sum(one.saved for one in counts), sum(one.failed for one in counts),
-        counts[0].incomplete,
-    )  # fmt: skip

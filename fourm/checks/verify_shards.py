@@ -23,11 +23,11 @@ from fourm.checks.findings import (
 )
 from fourm.data.layout import Place
 from fourm.data.shards import PARQUET, SHARDS, shard_name
-from fourm.errors import SampleError, UsageError, printable
+from fourm.errors import FourMError, UsageError, printable
 from fourm.files.opening import real
-from fourm.files.tars import read_tar
 from fourm.files.writing import PARTIAL
-from fourm.output.markers import Marker, marker_files, marker_path, read_marker, settings_digest, stem_of_all
+from fourm.output.markers import Marker, marker_files, marker_path, read_marker, settings_digest
+from fourm.output.members import ShardMembers
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import DONE, FRAMES, NEXT, PLOTS, RUN, SR, SR_RUN
 from fourm.output.samples import Run, load_run
@@ -204,21 +204,13 @@ class _Folder:
 
     def _count_files(self, run: Run, marker: Marker, place: Place, intact: set[str]) -> int | None:
         """How many files of a place are in a shard, or rows in its table; None if that is not known."""
-        shard, ending = marker.shard.name, place.suffix
-        name = f"{stem_of_all(shard, run.file)}.{PARQUET if marker.format == PARQUET else 'tar'}"
-        if marker.format == SHARDS:
-            name = f"{place.folder}/{shard}.tar"
-        elif marker.format != PARQUET:
-            ending = f".{place.folder.replace('/', '.')}{ending}"
+        members = ShardMembers(self.root, marker, run.variations, run.file)
+        name = members.file_of(place)
         if name not in intact:
             return None if name in marker.files else 0
         try:
-            if marker.format == PARQUET:
-                from pyarrow import parquet
-
-                return int(parquet.read_metadata(self.root / name).num_rows)
-            return sum(member.endswith(ending) for member in read_tar(self.root / name).members)
-        except (ImportError, OSError, ValueError, SampleError):
+            return members.count(place)
+        except (ImportError, OSError, ValueError, FourMError):
             return None  # a file that has its checksum; without pyarrow, rows are not counted
 
     def _check_number(self, run: Run, numbers: set[int]) -> None:

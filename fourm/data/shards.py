@@ -1,8 +1,8 @@
 """A shard: the piece of an input that one process makes at a time, described without its samples."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, overload
+from dataclasses import dataclass
+from typing import Literal, overload
 
 # What results are put in: a file for each, or shards, which are tars or tables.
 Format = Literal["files", "shards", "webdataset", "parquet"]
@@ -20,9 +20,16 @@ class Shard:
     count: int | None = None  # of samples; None: not known before it is read
     parts: tuple[str | int, ...] = ()  # what its reader needs: a kind of input, a file, a range, ...
 
-    def to_json(self) -> dict[str, Any]:
-        """The shard as plain data."""
-        return asdict(self)
+    def has_range_of(self, other: "Shard") -> bool:
+        """Whether both are the same range of samples, as far as that is known without reading them.
+
+        Their files may have moved, and the input may have other shards before them.
+        """
+        mine, theirs = (
+            (one.name, one.first, one.count, [part for part in one.parts if isinstance(part, int)])
+            for one in (self, other)
+        )
+        return mine == theirs
 
 
 def shard_name(number: int) -> str:

@@ -11,8 +11,8 @@ PUBLIC = {
         with_single_keys""",
     "tars": "NO_ACCESS SHARD_SUFFIX TarIndex read_tar read_tar_member",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
-        create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
-        new_unfinished process_name refuse_inside remove_leftovers server_clock vanished write_alone
-        write_atomic write_data write_text""",
+        create_atomic create_text foreign_leftovers free_beside is_alive is_written lock_file make_all
+        make_below mode_of new_unfinished process_name refuse_inside remove_leftovers server_clock vanished
+        write_alone write_atomic write_data write_text""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -144,6 +144,12 @@ def is_alive(root: Path, process: str) -> bool | None:
     return False if is_free and process.startswith(_machine()) else None
 
 
+def is_written(root: Path) -> bool:
+    """Whether a process other than this one is running and has begun to write below root."""
+    others = {process for process, _ in _list_partial(root)} - {"", process_name()}
+    return any(is_alive(root, process) for process in others)
+
+
 def lock_file(file: BinaryIO, wait: bool = False) -> bool | None:
     """Lock an open file: True if locked, False if another process holds it, None without locks."""
     from filelock import lock_descriptor  # here: it takes 10 ms, which `fourm --help` can save

@@ -5,8 +5,9 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "joining": "Joining check_free check_names check_output open_shards withdraw_output",
-    "markers": """Counts Marker Member ShardFailure find_done marker_files marker_path read_done read_marker
-        read_markers settings_digest stem_of_all""",
+    "markers": """Counts Marker ShardFailure find_done marker_files marker_path read_done read_marker
+        read_markers settings_digest""",
+    "members": "Member ShardMembers",
     "processes": """ANY_RUN CHECKSUMS FAILED FAILURES Failure LAUNCH Launch Listed MAX_LIST_BYTES
         OLDER_CHECKSUMS PROCESSES Process ProcessFile close_output is_closed list_data list_files
         list_processes noted_failures now read_checksums read_failures read_launch read_launches remove_empty

@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from fourm.data.dataset import PICTURE_SUFFIXES
+from fourm.data.shards import SHARDS
 from fourm.errors import UsageError
 from fourm.files.copies import as_addresses
 from fourm.files.writing import (
@@ -23,6 +24,7 @@ from fourm.files.writing import (
     create_text,
     free_beside,
     is_alive,
+    is_written,
     make_all,
     mode_of,
     process_name,
@@ -33,7 +35,7 @@ from fourm.files.writing import (
 from fourm.output import processes
 from fourm.output.markers import remove_shards
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
-from fourm.output.record import FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
+from fourm.output.record import DONE, FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
@@ -190,15 +192,21 @@ def open_shards(
     """Open the folder of a sharded run: the first process writes its record, others compare theirs with it.
 
     No process waits for another one. One of several (`size`) joins a run with the same settings unasked, also
-    when its share is made again.
+    when its share is made again. UsageError: the folder may not be opened so, or not be written to.
     """
     try:
         with _as_usage_error(out):
             make_all(out)
             remove_leftovers(out)
+            folders = [place.folder for place in settings.places if settings.layout == SHARDS]
+            for folder in (DONE[record], *folders):
+                check_folder(out, out / folder)
             is_first = _is_free(out, record)
             if overwrite and not is_first:
                 load_run(out, record)  # refuses what no run wrote
+                if is_written(out):
+                    what = "another process writes there now; `overwrite=True` would delete its work"
+                    raise UsageError(f"`out={out}`: {what}")
                 _empty(out, record, "")
                 (out / record).unlink()
                 is_first = True

@@ -1,6 +1,6 @@
-"""What the folder of a sharded run holds: members of tars and tables, and of each shard a marker.
+"""The marker of each shard of a run, `done/NAME.json`: written last, it says what the shard became.
 
-The marker, `done/NAME.json`, is written last and says what the shard became. What has a marker is whole.
+What has a marker is whole: markers say how far a run is, and what is still to be made.
 """
 
 import hashlib
@@ -13,28 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fourm.data.layout import Key, file_name
 from fourm.data.shards import Shard
 from fourm.errors import UsageError, printable
-from fourm.files.opening import open_own
+from fourm.files.opening import open_own, real
 from fourm.files.writing import write_text
 from fourm.modalities.typed import to_type
-from fourm.output.processes import seal
-from fourm.output.record import DONE, NOT_COMPARED, RUN, SR, RunRecord
+from fourm.output.processes import remove_empty, seal
+from fourm.output.record import DONE, NOT_COMPARED, RUN, RunRecord
 
 NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
 MAX_MARKER_BYTES = 1 << 28
-SizeOf = Callable[[str], int | None]
+SizeOf = Callable[[str], int | None]  # bytes of a file by its path below the folder of a run; None: not there
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a shard became: results (samples times variations), and samples of which a file was missing."""
+    """What a shard became."""
 
     samples: int = 0
-    saved: int = 0
-    failed: int = 0
-    incomplete: int = 0
+    saved: int = 0  # results: samples times variations
+    failed: int = 0  # results
+    incomplete: int = 0  # samples that were left out, as a file of theirs was missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,6 @@ class Marker:
 def marker_path(root: Path, name: str, record: str = RUN) -> Path:
     """The path of the marker of a shard."""
     return root / DONE[record] / f"{name}.json"
-
-
-def stem_of_all(name: str, record: str = RUN) -> str:
-    """Where one file of all results of a shard lies, without its ending; super-resolution has others."""
-    return name if record == RUN else f"{SR}/{name}"
 
 
 def read_marker(path: Path) -> Marker:
@@ -116,8 +110,8 @@ def find_done(
 ) -> tuple[dict[int, Counts], list[str]]:
     """By number, what became of the shards that are whole; and a sentence for each one that is damaged.
 
-    A shard is whole if its marker is of these settings, and its files are there with their sizes. size_of:
-    says the size of a file, None if it is not there; without it they are files below `root`.
+    A shard is whole if its marker is of these settings and of the same range of samples, and its files are
+    there with their sizes. size_of: without it they are files below `root`.
     """
     done, faults = dict[int, Counts](), list[str]()
     for shard in shards:
@@ -125,7 +119,7 @@ def find_done(
         if not os.path.lexists(path):
             continue
         try:
-            marker = read_done(path, root, settings, size_of)
+            marker = read_done(path, root, settings, size_of, shard)
         except UsageError as error:
             faults.append(f"{error}; shard {shard.name} is made again")
         else:
@@ -133,15 +127,22 @@ def find_done(
     return done, faults
 
 
-def read_done(path: Path, root: Path, settings: str, size_of: SizeOf | None = None) -> Marker:
-    """The marker of a shard that is whole; UsageError if it is not."""
+def read_done(
+    path: Path, root: Path, settings: str, size_of: SizeOf | None = None, shard: Shard | None = None
+) -> Marker:
+    """The marker of a shard that is whole; UsageError if it is not, see `find_done`.
+
+    shard: as the input has it now, if that is known.
+    """
     marker = read_marker(path)
-    if fault := fault_of(marker, settings, size_of or partial(_size_of, root)):
+    if shard is not None and not marker.shard.has_range_of(shard):
+        raise UsageError(f"{printable(str(path))}: is of other samples than the input has there now")
+    if fault := _fault_of(marker, settings, size_of or partial(_size_of, root)):
         raise UsageError(f"{printable(str(path))}: {fault}")
     return marker
 
 
-def fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
+def _fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
     """Why a shard that has a marker is not whole; "" if it is."""
     if marker.settings != settings:
         return "is of other settings"
@@ -161,46 +162,17 @@ def _size_of(root: Path, name: str) -> int | None:
 
 
 def remove_shards(root: Path, record: str = RUN) -> None:
-    """Delete all shards of a run, each before its marker; other files stay."""
+    """Delete all shards of a run, each before its marker; other files stay, and what links lead to."""
     folders = set[Path]()
     for path in marker_files(root, record):
         with suppress(UsageError):
             for name in read_marker(path).files:
-                if {"", ".", ".."}.isdisjoint(name.split("/")):
-                    (root / name).unlink(missing_ok=True)
-                    folders |= {(root / name).parent}
+                file = root / name
+                is_below = real(file.parent).is_relative_to(real(root))
+                if is_below and {"", ".", ".."}.isdisjoint(name.split("/")):
+                    file.unlink(missing_ok=True)
+                    folders.add(file.parent)
         path.unlink(missing_ok=True)
         folders.add(path.parent)
     for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):
-        for one in (folder, *folder.parents):
-            if one == root or not one.is_relative_to(root):
-                break
-            with suppress(OSError):  # it is not empty
-                one.rmdir()
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Member:
-    """One file of a result."""
-
-    key: Key
-    variation: int | None  # None: the only one, or of all
-    folder: str  # of its kind of file: "rgb", "tok_rgb@64"
-    suffix: str
-
-    def name(self, keys: str) -> str:
-        """Its name in a tar of its folder: `042017-v1.png`, or with keys "path" `00042/042017-v1.png`."""
-        key = Key("", self.key.name) if keys == NAME else self.key
-        return file_name("", key, self.suffix, self.variation)[1:]
-
-    def web_name(self, keys: str) -> str:
-        """Its name in a tar of all folders, `042017-v1.rgb.png`; the first dot ends the name of a sample."""
-        above = f"{self.key.folder}/" if self.key.folder and keys == PATH else ""
-        number = "" if self.variation is None else f"-v{self.variation}"
-        name = self.key.name.replace("%", "%25").replace(".", "%2E") + number
-        return f"{above}{name}.{self.folder.replace('/', '.')}{self.suffix}"
-
-    @property
-    def column(self) -> str:
-        """The column of a table: the folder, and what else than an ending the suffix has."""
-        return self.folder + os.path.splitext(f"x{self.suffix}")[0][1:]
+        remove_empty(one for one in (folder, *folder.parents) if one != root and one.is_relative_to(root))

@@ -1,17 +1,55 @@
-"""Which samples the shards of a run hold, and the paths of their files: members of tars, cells of tables."""
+"""The names of a shard's files: members of tars, cells of tables; and which samples a shard holds."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from fourm.data.layout import Key, Place, parse_key
+from fourm.data.layout import Key, Place, file_name, parse_key
 from fourm.data.shards import PARQUET, SHARDS
 from fourm.errors import UsageError
 from fourm.files.tars import read_tar
-from fourm.output.markers import NAME, Marker, Member, stem_of_all
-from fourm.output.record import RUN
+from fourm.output.markers import NAME, PATH, Marker
+from fourm.output.record import RUN, SR
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a result."""
+
+    key: Key
+    variation: int | None  # None: the only one, or of all
+    folder: str  # of its kind of file: "rgb", "tok_rgb@64"
+    suffix: str
+
+    def name(self, keys: str) -> str:
+        """Its name in a tar of its folder: `042017-v1.png`, or with keys "path" `00042/042017-v1.png`."""
+        key = Key("", self.key.name) if keys == NAME else self.key
+        return file_name("", key, self.suffix, self.variation)[1:]
+
+    def web_name(self, keys: str) -> str:
+        """Its name in a tar of all folders, `042017-v1.rgb.png`; the first dot ends the name of a sample."""
+        above = f"{self.key.folder}/" if self.key.folder and keys == PATH else ""
+        number = "" if self.variation is None else f"-v{self.variation}"
+        return above + self.key.name.replace("%", "%25").replace(".", "%2E") + number + web_ending(self)
+
+
+def web_ending(kind: Member | Place) -> str:
+    """How the names of a kind of file end in a tar of all folders: `.rgb.png`."""
+    return f".{kind.folder.replace('/', '.')}{kind.suffix}"
+
+
+def column_of(kind: Member | Place) -> str:
+    """The column of a kind of file in a table: the folder, and what else than an ending the suffix has."""
+    return kind.folder + os.path.splitext(f"x{kind.suffix}")[0][1:]
+
+
+def joint_file(shard: str, form: str, record: str = RUN) -> str:
+    """The one file of all results of a shard, by its path below the folder of the run."""
+    name = f"{shard}.{PARQUET if form == PARQUET else 'tar'}"
+    return name if record == RUN else f"{SR}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,69 +60,87 @@ class ShardMembers:
     marker: Marker
     numbers: Sequence[int | None]  # variations of the run; (None,) if there is only one
     record: str = RUN
-    _rows: dict[tuple[Key, int | None], int] = field(default_factory=dict)  # of a table
+    _rows: dict[tuple[Key, int | None], int] = field(default_factory=dict)  # of a table, when it was read
+
+    def file_of(self, place: Place) -> str:
+        """The file of the shard that holds those of a place, by its path below the folder of the run."""
+        if self.marker.format == SHARDS:
+            return f"{place.folder}/{self.marker.shard.name}.tar"
+        return joint_file(self.marker.shard.name, self.marker.format, self.record)
 
     def keys(self, place: Place) -> list[Key]:
         """The samples of which a file of a place is there, and those that failed, in order."""
-        found = set(self._keys_of_table() if self.marker.format == PARQUET else self._keys_of_tar(place))
+        if self.marker.format == PARQUET:
+            found = {key for key, _ in self._read_rows()}
+        else:
+            found = set(self._keys_of_tar(place))
         return sorted(found | {parse_key(failure.key) for failure in self.marker.failures})
 
     def paths(self, key: Key, place: Place) -> tuple[str, ...]:
-        """The files of a sample: one for each variation, or one for all of them."""
-        shard, is_split = self.marker.shard.name, self.marker.format != SHARDS
-        stem = stem_of_all(shard, self.record)
-        numbers = (None,) if place.shared and not is_split else self.numbers
-        members = (Member(key, number, place.folder, place.suffix) for number in numbers)
+        """The files of a sample: one for each variation, or one for all of them.
+
+        The path of a result that failed names a file that is not there.
+        """
+        is_joint, file = self.marker.format != SHARDS, self.file_of(place)
+        numbers = (None,) if place.shared and not is_joint else self.numbers
+        members = [Member(key, number, place.folder, place.suffix) for number in numbers]
         if self.marker.format == PARQUET:
-            rows = ((self._rows.get((key, member.variation), "-"), member.column) for member in members)
-            return tuple(f"{stem}.parquet/{row}.{column}" for row, column in rows)
-        if self.marker.format == SHARDS:
-            return tuple(f"{place.folder}/{shard}.tar/{one.name(self.marker.keys)}" for one in members)
-        return tuple(f"{stem}.tar/{one.web_name(self.marker.keys)}" for one in members)
+            rows = self._read_rows()
+            return tuple(f"{file}/{rows.get((key, one.variation), '-')}.{column_of(one)}" for one in members)
+        keys = self.marker.keys
+        return tuple(f"{file}/{one.web_name(keys) if is_joint else one.name(keys)}" for one in members)
 
     def has(self, place: Place) -> bool:
         """Whether the shard has files of a place that not every shard has."""
-        stem, files = stem_of_all(self.marker.shard.name, self.record), self.marker.files
-        if not files or self.marker.format == SHARDS:
-            return f"{place.folder}/{self.marker.shard.name}.tar" in files
+        file = self.file_of(place)
+        if self.marker.format == SHARDS or file not in self.marker.files:
+            return file in self.marker.files
         if self.marker.format == PARQUET:
             from pyarrow import parquet
 
-            return place.folder in parquet.read_schema(self.root / f"{stem}.parquet").names
-        ending = f".{place.folder}{place.suffix}"
-        return any(name.endswith(ending) for name, _ in self._index(f"{stem}.tar"))
+            return column_of(place) in parquet.read_schema(self.root / file).names
+        return self.count(place) > 0
+
+    def count(self, place: Place) -> int:
+        """How many files of a place there are, or rows of the table.
+
+        ImportError without pyarrow; OSError, ValueError, UsageError: the file cannot be read.
+        """
+        file = self.file_of(place)
+        if self.marker.format == PARQUET:
+            from pyarrow import parquet
+
+            return int(parquet.read_metadata(self.root / file).num_rows)
+        ending = place.suffix if self.marker.format == SHARDS else web_ending(place)
+        return sum(name.endswith(ending) for name in self._members_of(file))
 
     def _keys_of_tar(self, place: Place) -> Iterator[Key]:
-        shard, is_split = self.marker.shard.name, self.marker.format != SHARDS
-        tar = f"{stem_of_all(shard, self.record)}.tar" if is_split else f"{place.folder}/{shard}.tar"
+        is_joint, tar = self.marker.format != SHARDS, self.file_of(place)
         if tar not in self.marker.files:
             return
-        ending = f".{place.folder.replace('/', '.')}{place.suffix}" if is_split else place.suffix
-        number = "" if self.numbers == (None,) or (place.shared and not is_split) else "-v[0-9]+"
+        ending = web_ending(place) if is_joint else place.suffix
+        number = "" if self.numbers == (None,) or (place.shared and not is_joint) else "-v[0-9]+"
         pattern = re.compile(f"(.+){number}{re.escape(ending)}", re.DOTALL)
-        for name, at in self._index(tar):
+        for name, at in self._members_of(tar).items():
             if isinstance(at, tuple) and (match := pattern.fullmatch(name)):
                 key = parse_key(match[1])
-                key = replace(key, name=unquote(key.name)) if is_split else key
-                yield Key(shard, key.name) if self.marker.keys == NAME else key
+                key = replace(key, name=unquote(key.name)) if is_joint else key
+                yield Key(self.marker.shard.name, key.name) if self.marker.keys == NAME else key
 
-    def _index(self, tar: str) -> Iterator[tuple[str, object]]:
+    def _members_of(self, tar: str) -> Mapping[str, object]:
         try:
-            yield from read_tar(self.root / tar).members.items()
+            return read_tar(self.root / tar).members
         except OSError as error:
             raise UsageError(f"{self.root / tar}: cannot be read ({error.strerror})") from error
 
-    def _keys_of_table(self) -> Iterator[Key]:
+    def _read_rows(self) -> Mapping[tuple[Key, int | None], int]:
+        """The row of each result in the table, by key and variation."""
         from pyarrow import parquet
 
-        for name in self.marker.files:
+        for name in self.marker.files if not self._rows else ():
             names = ["key"] if self.numbers == (None,) else ["key", "variation"]
             table = parquet.read_table(self.root / name, columns=names).to_pydict()
             numbers = table.get("variation", [None] * len(table["key"]))
-            self._rows.update(
-                {
-                    (parse_key(key), v): row
-                    for row, (key, v) in enumerate(zip(table["key"], numbers, strict=True))
-                }
-            )
-        yield from (key for key, _ in self._rows)
+            results = zip(map(parse_key, table["key"]), numbers, strict=True)
+            self._rows.update({result: row for row, result in enumerate(results)})
+        return self._rows

@@ -172,10 +172,10 @@ class Run:
         own = next((place for place in self.places if not place.shared), None)
         if own is None:
             return
-        fit = self.record.fit if members.has(FRAMES) else ""
+        has_frames = members.has(FRAMES)
+        fit, places = (self.record.fit, (*self.places, FRAMES)) if has_frames else ("", self.places)
         for key in members.keys(own):
-            files = {place.folder: members.paths(key, place) for place in self.places}
-            files |= {FRAME: members.paths(key, FRAMES)} if members.has(FRAMES) else {}
+            files = {place.folder: members.paths(key, place) for place in places}
             yield RecordedSample(key, self.numbers, files, self._prompt_of(files), fit=fit)
 
     def _prompt_of(self, files: Mapping[str, tuple[str, ...]]) -> str | None:

@@ -22,7 +22,8 @@ from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import open_own
 from fourm.files.writing import new_unfinished, write_atomic
-from fourm.output.markers import NAME, PATH, Marker, Member, stem_of_all
+from fourm.output.markers import NAME, PATH, Marker
+from fourm.output.members import Member, column_of, joint_file
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import RUN
 
@@ -45,7 +46,7 @@ class ShardFiles:
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, member: Member, data: bytes) -> None:
-        """Add a file; it replaces one that was added before."""
+        """Add a file; it replaces one that was added before. OSError if the disk is full."""
         with self._lock:
             if self._spool is None:
                 self._path = new_unfinished(self.root, ".spool")
@@ -58,11 +59,14 @@ class ShardFiles:
         return member in self._members
 
     def finish(self, marker: Marker) -> Marker:
-        """Write the files, then the marker, which is returned with the names of the files."""
+        """Write the files, then the marker, which is returned with the names of the files and of their members.
+
+        FourMError if a file cannot be written; then there is no new marker.
+        """
         is_own = all(member.key.folder == self.shard.name for member in self._members)
         keys, written = NAME if is_own and self.format != PARQUET else PATH, dict[str, tuple[str, int]]()
         for name, write in _LAYOUTS[self.format](self, keys) if self._members else ():
-            write_atomic(self.root, self.root / name, partial(_written, write, written, name))
+            write_atomic(self.root, self.root / name, partial(_write_noted, write, written, name))
         marker = replace(marker, keys=keys, files=written)  # type: ignore[arg-type]
         marker.write(self.root, self.record)
         self.close()
@@ -70,10 +74,12 @@ class ShardFiles:
 
     def close(self) -> None:
         """Delete what was collected."""
-        if self._spool is not None:
-            self._spool.close()
-            self._path.unlink(missing_ok=True)
-        self._spool, self._members = None, {}
+        spool, self._spool, self._members = self._spool, None, {}
+        if spool is not None:
+            try:
+                spool.close()  # a full disk fails here again
+            finally:
+                self._path.unlink(missing_ok=True)
 
     def read(self, member: Member) -> bytes:
         """The bytes of a file that was added."""
@@ -107,11 +113,11 @@ class ShardFiles:
             replace(member, variation=number).web_name(keys): member
             for _, number, found in self.by_result() for member in found
         }  # fmt: skip
-        yield f"{stem_of_all(self.shard.name, self.record)}.tar", partial(self._write_tar, members)
+        yield joint_file(self.shard.name, self.format, self.record), partial(self._write_tar, members)
 
     def table(self, keys: str) -> Iterator[Part]:
         """One Parquet file with a row for each result."""
-        yield f"{stem_of_all(self.shard.name, self.record)}.parquet", self._write_table
+        yield joint_file(self.shard.name, self.format, self.record), self._write_table
 
     def _write_tar(self, members: Mapping[str, Member], path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
@@ -126,7 +132,8 @@ class ShardFiles:
         from pyarrow import parquet
 
         rows = list(self.by_result())
-        kinds = {member.column: self._kind_of(member) for member in sorted(self._members, key=_order)}
+        examples = {column_of(member): member for member in sorted(self._members, key=_order)}  # one of each
+        kinds = {column: self._kind_of(member) for column, member in examples.items()}
         columns = [pa.field("key", pa.string())]
         if any(number is not None for _, number, _ in rows):
             columns.append(pa.field("variation", pa.int32()))
@@ -142,7 +149,8 @@ class ShardFiles:
     def _row(
         self, key: Key, number: int | None, members: Sequence[Member], kinds: Mapping[str, type]
     ) -> dict[str, Any]:
-        values = {one.column: _value_of(self.read(one), kinds[one.column]) for one in members}
+        columns = {column_of(one): one for one in members}
+        values = {name: _value_of(self.read(one), kinds[name]) for name, one in columns.items()}
         return {"key": key.text, "variation": number, **values}
 
     def _kind_of(self, member: Member) -> type:
@@ -165,10 +173,10 @@ def check_format(name: str) -> None:
             raise UsageError("`format=parquet`: needs pyarrow; `pip install 'fourm[parquet]'`") from error
 
 
-def _written(
+def _write_noted(
     write: Callable[[Path], None], written: dict[str, tuple[str, int]], name: str, file: Path
 ) -> None:
-    """Write a file to disk, and note its checksum and size."""
+    """Write a file to disk, and note its checksum and size under its name in `written`."""
     write(file)
     with open_own(file, "r+") as stream:
         os.fsync(stream.fileno())  # before it is renamed, so that a power failure leaves no empty file

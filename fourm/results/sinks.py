@@ -10,7 +10,8 @@ from fourm.data.layout import Place
 from fourm.files.copies import as_addresses
 from fourm.files.writing import write_data
 from fourm.inputs.conditions import Work
-from fourm.output.markers import Member, ShardFailure
+from fourm.output.markers import ShardFailure
+from fourm.output.members import Member
 from fourm.output.processes import Listed, Process, list_data, list_files
 from fourm.output.record import FRAMES
 from fourm.output.samples import Run, SampleWriter

@@ -305,13 +305,17 @@ def _split_work(
     """
     request, made, todo = job.request, list[Work](), list[Work]()
     for work in works:
-        files = work.sample.files_of(work.variation)
-        given = (name in files and is_there(files[name]) for name in request.chain.conditions)
-        if request.origin and not (is_base_made or all(given)):
+        if request.origin and not (is_base_made or has_conditions(request, work)):
             continue
         complete = (job.is_complete(place, work, listed) for place in job.written)
         (made if not request.overwrite and all(complete) else todo).append(work)
     return made, todo
+
+
+def has_conditions(request: Request, work: Work) -> bool:
+    """Whether the files of all conditions of a result are there."""
+    files = work.sample.files_of(work.variation)
+    return all(name in files and is_there(files[name]) for name in request.chain.conditions)
 
 
 def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:

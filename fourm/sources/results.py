@@ -68,11 +68,12 @@ class _Made:
 
 def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
     """The shards that a run has made, with their results as conditions of super-resolution."""
-    markers = list(read_markers(run.root, run.file))
-    if not markers:
+    shards, total = list[Shard](), 0
+    for number, marker in enumerate(read_markers(run.root, run.file)):
+        shards.append(replace(marker.shard, number=number))
+        total += marker.counts.samples
+    if not shards:
         raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")
-    shards = [replace(marker.shard, number=number) for number, marker in enumerate(markers)]
-    total = sum(marker.counts.samples for marker in markers)
     due = run.record.shards or len(shards)
     notes = () if len(shards) == due else (f"{due - len(shards):,} of {due:,} shards are not there yet",)
     return Shards(shards, _Made(run, chain, model), Input("run"), notes, total=total)

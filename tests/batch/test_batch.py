@@ -182,6 +182,14 @@ def test_super_resolution_of_shards_has_the_bytes_of_files(
     assert [report.counts.saved for report in reports] == [8, 8]
     done = Worker(batch).make(batch.shards.shards[0])
     assert (done.was_done, done.counts) == (True, reports[0].counts)
+    assert (batch.todo(), batch.share().done.saved) == ([], 16)
+    marker = read_marker(tmp_path / form / "done" / "00000.json")
+    replace(marker, counts=replace(marker.counts, saved=6, failed=0)).write(tmp_path / form)
+    assert batch.todo() == [batch.shards.shards[0]]  # super-resolution lacks what the base run has now
+    assert batch.share().done.saved == 8
+    assert not Worker(batch).make(batch.shards.shards[0]).was_done
+    marker.write(tmp_path / form)
+    assert batch.todo() == []
     if form != "shards":
         keys = [sample.key for one in open_runs(tmp_path / form) for sample in one.samples()]
         assert len(keys) == 5 + 4

@@ -22,6 +22,7 @@ from fourm.output.joining import (
     NOT_COMPARED,
     Joining,
     check_output,
+    open_shards,
     withdraw_output,
 )
 from fourm.output.processes import (
@@ -356,6 +357,22 @@ def test_a_folder_in_which_somebody_works_is_not_overwritten(tmp_path: Path) -> 
         assert len(list((tmp_path / PROCESSES).iterdir())) == 1
         other.kill()
     begin(tmp_path, overwrite=True)
+
+
+def test_a_folder_in_which_shards_are_made_is_not_overwritten(tmp_path: Path) -> None:
+    sharded = replace(SETTINGS, layout="shards")
+    open_shards(tmp_path, sharded, 1, resume=False, overwrite=False)
+    code = "from fourm.files.writing import new_unfinished; new_unfinished(out); print(flush=True); input()"
+    with in_process(code, tmp_path) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="another process writes there now"):
+            open_shards(tmp_path, sharded, 1, resume=False, overwrite=True)
+        other.kill()
+    open_shards(tmp_path, sharded, 1, resume=False, overwrite=True)
+    (tmp_path / "caption").write_text("mine")
+    with pytest.raises(UsageError, match="caption: is a file or a link out of"):
+        open_shards(tmp_path, sharded, 1, resume=True, overwrite=False)
 
 
 def test_many_processes_write_one_record_and_whole_failure_lines(tmp_path: Path) -> None:

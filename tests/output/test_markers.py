@@ -3,6 +3,7 @@
 import io
 import itertools
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from fourm.data.layout import Key, number_keys
 from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import read_bytes
-from fourm.output.markers import Counts, Marker, Member, find_done, read_marker, read_markers, remove_shards
+from fourm.output.markers import Counts, Marker, find_done, read_marker, read_markers, remove_shards
+from fourm.output.members import Member
 from fourm.output.shard_files import ShardFiles
 
 SHARD = Shard(42, "00042", 42000, 3, ("numbers",))
@@ -128,14 +130,23 @@ def test_what_is_damaged_is_made_again(out: Path) -> None:
         "again",
     ]  # fmt: skip
     assert find_done(out, shards[:1], "others")[0] == {}
+    moved = replace(shards[0], number=7, parts=("lines", "elsewhere.txt"))
+    assert find_done(out, [moved], "settings")[0] == {7: Counts(3, 3)}
+    grown = replace(shards[0], count=3)
+    assert "is of other samples than the input has there now" in find_done(out, [grown], "settings")[1][0]
 
 
-def test_only_what_markers_name_is_deleted(out: Path) -> None:
+def test_only_what_markers_name_is_deleted(out: Path, tmp_path: Path) -> None:
     write(out, SHARDS, members(number_keys(2)))
     (out / "rgb" / "mine.tar").write_text("mine")
     (out / "done" / "note.txt").write_text("mine")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (out / "caption" / "00042.tar").rename(elsewhere / "00042.tar")
+    (out / "caption").rmdir()
+    (out / "caption").symlink_to(elsewhere)
     assert next(read_markers(out)).shard == SHARD
     remove_shards(out)
     assert sorted(snapshot(out)) == ["done/note.txt", "rgb/mine.tar"]
+    assert [path.name for path in elsewhere.iterdir()] == ["00042.tar"]  # a link led there
     with pytest.raises(UsageError, match="is no marker"):
         read_marker(out / "done" / "note.txt")
