@@ -21,7 +21,9 @@ from fourm.modalities.typed import to_type
 from fourm.output.processes import remove_empty, seal
 from fourm.output.record import DONE, NOT_COMPARED, RUN, RunRecord
 
-NAME, PATH = "name", "path"  # how members are called: by the name of their sample, or by its whole key
+Keys = Literal["name", "path"]  # how members are called: by the name of their sample, or by its whole key
+NAME: Keys = "name"
+PATH: Keys = "path"
 MAX_MARKER_BYTES = 1 << 28
 SizeOf = Callable[[str], int | None]  # bytes of a file by its path below the folder of a run; None: not there
 
@@ -51,7 +53,7 @@ class Marker:
 
     shard: Shard
     format: str  # one of FORMATS
-    keys: Literal["name", "path"]  # how members are called: NAME or PATH
+    keys: Keys
     counts: Counts
     settings: str  # digest of the run's settings
     files: Mapping[str, tuple[str, int]]  # by path below the folder of the run: sha256 and number of bytes

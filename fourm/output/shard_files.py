@@ -22,14 +22,14 @@ from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import open_own
 from fourm.files.writing import new_unfinished, write_atomic
-from fourm.output.markers import NAME, PATH, Marker
+from fourm.output.markers import NAME, PATH, Keys, Marker
 from fourm.output.members import Member, column_of, joint_file
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import RUN
 
 ROWS_PER_GROUP = 100  # of a table: so many results are in memory together
 _TEXTS = (".txt", ".json")  # files that are texts in a table
-Part = tuple[str, Callable[[Path], None]]  # a file, by its path below the folder of the run; what writes it
+_NewFile = tuple[str, Callable[[Path], None]]  # its path below the folder of the run, what writes it
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class ShardFiles:
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, member: Member, data: bytes) -> None:
-        """Add a file; it replaces one that was added before. OSError if the disk is full."""
+        """Add a file; it replaces one that was added before. OSError: the disk is full."""
         with self._lock:
             if self._spool is None:
                 self._path = new_unfinished(self.root, ".spool")
@@ -59,15 +59,16 @@ class ShardFiles:
         return member in self._members
 
     def finish(self, marker: Marker) -> Marker:
-        """Write the files, then the marker, which is returned with the names of the files and of their members.
+        """Write the files, then the marker, which is returned with the names of the files.
 
         FourMError if a file cannot be written; then there is no new marker.
         """
         is_own = all(member.key.folder == self.shard.name for member in self._members)
-        keys, written = NAME if is_own and self.format != PARQUET else PATH, dict[str, tuple[str, int]]()
+        keys: Keys = NAME if is_own and self.format != PARQUET else PATH
+        written = dict[str, tuple[str, int]]()
         for name, write in _LAYOUTS[self.format](self, keys) if self._members else ():
             write_atomic(self.root, self.root / name, partial(_write_noted, write, written, name))
-        marker = replace(marker, keys=keys, files=written)  # type: ignore[arg-type]
+        marker = replace(marker, keys=keys, files=written)
         marker.write(self.root, self.record)
         self.close()
         return marker
@@ -95,11 +96,11 @@ class ShardFiles:
             by_key.setdefault(member.key, []).append(member)
         for key in sorted(by_key):
             members = sorted(by_key[key], key=lambda one: (one.folder, one.suffix))
-            numbers = sorted({member.variation for member in members} - {None}, key=int)  # type: ignore[arg-type]
+            numbers = sorted({one.variation for one in members if one.variation is not None})
             for number in numbers or [None]:
                 yield key, number, [m for m in members if m.variation in (None, number)]
 
-    def tars(self, keys: str) -> Iterator[Part]:
+    def tars(self, keys: str) -> Iterator[_NewFile]:
         """One tar for each folder."""
         folders = dict[str, dict[str, Member]]()
         for member in self._members:
@@ -107,7 +108,7 @@ class ShardFiles:
         for folder, members in sorted(folders.items()):
             yield f"{folder}/{self.shard.name}.tar", partial(self._write_tar, members)
 
-    def one_tar(self, keys: str) -> Iterator[Part]:
+    def one_tar(self, keys: str) -> Iterator[_NewFile]:
         """One tar of all files, as WebDataset has them."""
         members = {
             replace(member, variation=number).web_name(keys): member
@@ -115,7 +116,7 @@ class ShardFiles:
         }  # fmt: skip
         yield joint_file(self.shard.name, self.format, self.record), partial(self._write_tar, members)
 
-    def table(self, keys: str) -> Iterator[Part]:
+    def table(self, keys: str) -> Iterator[_NewFile]:
         """One Parquet file with a row for each result."""
         yield joint_file(self.shard.name, self.format, self.record), self._write_table
 
@@ -197,6 +198,6 @@ def _array(data: bytes) -> NDArray[Any]:
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
-_LAYOUTS: dict[str, Callable[[ShardFiles, str], Iterator[Part]]] = {
+_LAYOUTS: dict[str, Callable[[ShardFiles, str], Iterator[_NewFile]]] = {
     SHARDS: ShardFiles.tars, WEBDATASET: ShardFiles.one_tar, PARQUET: ShardFiles.table,
 }  # fmt: skip
