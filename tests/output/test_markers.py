@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,19 @@ def test_what_is_damaged_is_made_again(out: Path) -> None:
     assert find_done(out, [moved], "settings")[0] == {7: Counts(3, 3)}
     grown = replace(shards[0], count=3)
     assert "is of other samples than the input has there now" in find_done(out, [grown], "settings")[1][0]
+
+
+def test_a_shard_whose_files_are_being_replaced_is_not_whole(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    write(out, SHARDS, members(number_keys(2, 42000)))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stop)
+        write(out, SHARDS, members(number_keys(3, 42000)))
+    assert find_done(out, [SHARD], "settings") == ({}, [])
 
 
 def test_only_what_markers_name_is_deleted(out: Path, tmp_path: Path) -> None:
