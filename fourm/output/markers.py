@@ -6,7 +6,7 @@ What has a marker is whole: markers say how far a run is, and what is still to b
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -163,17 +163,31 @@ def _size_of(root: Path, name: str) -> int | None:
         return None
 
 
+def withdraw_marker(root: Path, name: str, record: str = RUN) -> set[str]:
+    """Delete the marker of a shard, if there is one; the files that it names stay, and are returned."""
+    path, files = marker_path(root, name, record), set[str]()
+    with suppress(UsageError):  # there is none, or it is damaged
+        files.update(read_marker(path).files)
+    path.unlink(missing_ok=True)
+    return files
+
+
+def remove_files(root: Path, names: Iterable[str]) -> set[Path]:
+    """Delete files that a marker names, but none that a link leads to; the folders that held them."""
+    folders = set[Path]()
+    for file in (root / name for name in names if {"", ".", ".."}.isdisjoint(name.split("/"))):
+        if real(file.parent).is_relative_to(real(root)):
+            file.unlink(missing_ok=True)
+            folders.add(file.parent)
+    return folders
+
+
 def remove_shards(root: Path, record: str = RUN) -> None:
-    """Delete all shards of a run, each before its marker; other files stay, and what links lead to."""
+    """Delete all shards of a run, each before its marker; other files stay."""
     folders = set[Path]()
     for path in marker_files(root, record):
         with suppress(UsageError):
-            for name in read_marker(path).files:
-                file = root / name
-                is_below = real(file.parent).is_relative_to(real(root))
-                if is_below and {"", ".", ".."}.isdisjoint(name.split("/")):
-                    file.unlink(missing_ok=True)
-                    folders.add(file.parent)
+            folders |= remove_files(root, read_marker(path).files)
         path.unlink(missing_ok=True)
         folders.add(path.parent)
     for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):

@@ -22,7 +22,7 @@ from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import open_own
 from fourm.files.writing import new_unfinished, write_atomic
-from fourm.output.markers import NAME, PATH, Keys, Marker, marker_path
+from fourm.output.markers import NAME, PATH, Keys, Marker, remove_files, withdraw_marker
 from fourm.output.members import Member, column_of, joint_file
 from fourm.output.processes import sha256_of_file
 from fourm.output.record import RUN
@@ -67,11 +67,12 @@ class ShardFiles:
         keys: Keys = NAME if is_own and self.format != PARQUET else PATH
         written = dict[str, tuple[str, int]]()
         # What is replaced may be of other results and have the same size, so it is not whole from now on.
-        marker_path(self.root, self.shard.name, self.record).unlink(missing_ok=True)
+        before = withdraw_marker(self.root, self.shard.name, self.record)
         for name, write in _LAYOUTS[self.format](self, keys) if self._members else ():
             write_atomic(self.root, self.root / name, partial(_write_noted, write, written, name))
         marker = replace(marker, keys=keys, files=written)
         marker.write(self.root, self.record)
+        remove_files(self.root, before - written.keys())
         self.close()
         return marker
 

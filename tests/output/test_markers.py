@@ -148,6 +148,11 @@ def test_a_shard_whose_files_are_being_replaced_is_not_whole(
         patched.setattr(os, "replace", stop)
         write(out, SHARDS, members(number_keys(3, 42000)))
     assert find_done(out, [SHARD], "settings") == ({}, [])
+    extra = Member(Key("00042", "042000"), None, "malformed/caption", ".json")
+    write(out, SHARDS, members(number_keys(2, 42000)) | {extra: b"{}"})
+    assert "malformed/caption/00042.tar" in snapshot(out)
+    write(out, SHARDS, members(number_keys(3, 42000)))
+    assert not any(name.startswith("malformed") for name in snapshot(out))
 
 
 def test_only_what_markers_name_is_deleted(out: Path, tmp_path: Path) -> None:
