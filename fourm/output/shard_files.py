@@ -100,7 +100,7 @@ class ShardFiles:
         for key in sorted(by_key):
             members = sorted(by_key[key], key=lambda one: (one.folder, one.suffix))
             numbers = sorted({one.variation for one in members if one.variation is not None})
-            for number in numbers or [None]:
+            for number in (*numbers,) or (None,):
                 yield key, number, [m for m in members if m.variation in (None, number)]
 
     def tars(self, keys: str) -> Iterator[_NewFile]:

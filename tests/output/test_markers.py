@@ -144,9 +144,10 @@ def test_a_shard_whose_files_are_being_replaced_is_not_whole(
         raise KeyboardInterrupt
 
     write(out, SHARDS, members(number_keys(2, 42000)))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "replace", stop)
-        write(out, SHARDS, members(number_keys(3, 42000)))
+        with pytest.raises(KeyboardInterrupt):
+            write(out, SHARDS, members(number_keys(3, 42000)))
     assert find_done(out, [SHARD], "settings") == ({}, [])
     extra = Member(Key("00042", "042000"), None, "malformed/caption", ".json")
     write(out, SHARDS, members(number_keys(2, 42000)) | {extra: b"{}"})
