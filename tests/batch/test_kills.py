@@ -6,6 +6,7 @@ import random
 import signal
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,18 @@ def test_a_marker_or_a_tar_alone_and_a_cut_tar_are_made_again(tmp_path: Path) ->
     assert ["not there" in faults[0], "has 700 bytes" in faults[1], len(faults)] == [True, True, 2]
     assert resume(out, SHARDS) == [0, 1, 2]
     assert made(out) == whole
+
+
+def test_processes_that_make_the_same_shards_at_once_leave_them_whole(tmp_path: Path) -> None:
+    record, children = make_folder(tmp_path, SHARDS, len(NUMBERS), []), list[int]()
+    for child in range(3):
+        if (process := os.fork()) == 0:
+            with suppress(BaseException):
+                for number in random.Random(child).sample(NUMBERS, len(NUMBERS)) * 5:
+                    make_shard(tmp_path, record, number)
+                os._exit(0)
+            os._exit(1)
+        children.append(process)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert resume(tmp_path, SHARDS) == []
+    assert verify_folder(tmp_path).ok
