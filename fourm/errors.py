@@ -122,5 +122,12 @@ def near_match(name: object, known: Iterable[str]) -> str:
     return f"; did you mean '{spelt[close[0]]}'?" if close else ""
 
 
+def check_choice(setting: str, given: object, known: Iterable[str]) -> None:
+    """UsageError: what is given for a setting is none of the known words."""
+    if given not in (words := list(known)):
+        near = near_match(given, words)
+        raise UsageError(f"`{setting}`: '{given}' is not one of {', '.join(words)}{near}")
+
+
 def _plain(name: object) -> str:
     return str(name).lower().lstrip("-").replace("-", "_")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm.errors import SampleError, UsageError, VerificationError, near_match, printable
+from fourm.errors import SampleError, UsageError, VerificationError, check_choice, printable
 from fourm.files.opening import local_path, output_path
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, duration, note, print_json, print_path, print_table
@@ -31,8 +31,7 @@ convert_app = typer.Typer()
 
 def parse_kind(text: str) -> str:
     """One of KINDS."""
-    if text not in KINDS:
-        raise UsageError(f"--format: '{text}' is not one of {', '.join(KINDS)}{near_match(text, KINDS)}")
+    check_choice("format", text, KINDS)
     return text
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE
-from fourm.errors import FourMError, UsageError, near_match
+from fourm.errors import FourMError, UsageError, check_choice, near_match
 from fourm.files.opening import local_name, local_path, no_folder, output_path, scheme_problem
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import AUTO, DTYPES, FULL, WEIGHTS
@@ -122,15 +122,13 @@ def argument(text: str, metavar: str, **more: Any) -> Any:
 
 def parse_dtype(text: str) -> str:
     """The full name of a dtype."""
-    if text not in DTYPES:
-        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
+    check_choice("dtype", text, DTYPES)
     return DTYPES[text].name
 
 
 def parse_weights(text: str) -> str:
     """How the weights of the transformer are kept."""
-    if text not in WEIGHTS:
-        raise UsageError(f"--weights: '{text}' is not one of {', '.join(WEIGHTS)}{near_match(text, WEIGHTS)}")
+    check_choice("weights", text, WEIGHTS)
     return text
 
 
@@ -272,9 +270,7 @@ class Writing:
 
     def check_format(self) -> bool:
         """Whether results go into shards; UsageError for a format that does not exist, or other options."""
-        if self.format not in FORMATS:
-            near = near_match(self.format, FORMATS)
-            raise UsageError(f"--format: '{self.format}' is not one of {', '.join(FORMATS)}{near}")
+        check_choice("format", self.format, FORMATS)
         given = {"--shard-size": self.shard_size, "--retry-failed": self.retry_failed}
         if self.format == FILES and (used := next((name for name, value in given.items() if value), "")):
             raise UsageError(f"{used}: is for shards; --format shards makes some")
@@ -328,9 +324,7 @@ class Engine:
     def check(self, is_sharded: bool, num_ranks: int) -> None:
         """UsageError for what does not exist or does not go together."""
         name, given = self.executor, {"--executor": self.executor != "local", "--workers": self.workers}
-        if name not in EXECUTORS:
-            near = near_match(name, EXECUTORS)
-            raise UsageError(f"--executor: '{name}' is not one of {', '.join(EXECUTORS)}{near}")
+        check_choice("executor", name, EXECUTORS)
         if not is_sharded and (used := next((flag for flag, value in given.items() if value), "")):
             raise UsageError(f"{used}: hands out shards, and --format files has none; --format shards has")
         if self.workers not in (None, "auto") and not re.fullmatch("0*[1-9][0-9]{0,5}", self.workers or ""):
@@ -447,10 +441,11 @@ def parse_fit(text: str | None) -> "Fit":
     """How pictures become squares; by default their centres."""
     from fourm.data.layout import FITS
 
-    for fit in FITS if text is not None else FITS[:1]:
-        if text in (None, fit):
-            return fit
-    raise UsageError(f"--fit: '{text}' is not one of {', '.join(FITS)}{near_match(str(text), FITS)}")
+    fits = {str(fit): fit for fit in FITS}
+    if text is None:
+        return FITS[0]
+    check_choice("fit", text, fits)
+    return fits[text]
 
 
 def parse_batch_size(text: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fourm.batch.remote import Store
 from fourm.batch.stages import ShardedInput, Stage, prepare, prepare_sr
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
-from fourm.errors import UsageError, near_match
+from fourm.errors import UsageError, check_choice
 from fourm.files.opening import real
 from fourm.inputs.request import Request
 from fourm.output.markers import Counts
@@ -111,8 +111,7 @@ def plan(
 
     A request for super-resolution alone has one of its samples: they all have the same kinds of files.
     """
-    if form not in FORMATS:
-        raise UsageError(f"`format`: '{form}' is not one of {', '.join(FORMATS)}{near_match(form, FORMATS)}")
+    check_choice("format", form, FORMATS)
     first = requests[0]
     if form == FILES:
         raise UsageError("`format=files` is a run without shards")

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.dataset import COMPRESSED_SUFFIXES, PICTURE_SUFFIXES, entries_below
+from fourm.data.dataset import COMPRESSED_SUFFIXES, PICTURE_SUFFIXES, entries_below, leads_to_folder
 from fourm.data.layout import Key
 from fourm.data.prompts import missing_file
 from fourm.errors import SampleError, UsageError, printable
-from fourm.files.columns import COLUMN_SUFFIXES, read_cell, read_columns
+from fourm.files.columns import COLUMN_SUFFIXES, has_cell, read_cell
 from fourm.files.opening import read_bytes, with_single_keys
 from fourm.files.tars import NO_ACCESS, SHARD_SUFFIX, read_tar, read_tar_member
 
@@ -25,6 +25,7 @@ CONTAINER_SUFFIXES = (SHARD_SUFFIX, *COLUMN_SUFFIXES)
 MAX_FILES = 1_000_000  # that braces may stand for
 _MAX_JSON = 1 << 24  # bytes of a JSON member of which one text is read
 _BRACES = re.compile(r"\{(?:([0-9]{1,12})\.\.([0-9]{1,12})|([^{}]*,[^{}]*))\}")
+_VARIES = re.compile(rf"[*?\[]|{_BRACES.pattern}")  # a wildcard, or braces
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,14 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file at a path, or a member of a container."""
-    place = split_path(path)
-    if place is None or place[0] == path:
+    """Whether there is a file at a path, or a member of a container; False for an empty cell."""
+    if (place := split_path(path)) is None:
         return path.is_file()
     file, name = place
     try:
-        if file.name.lower().endswith(SHARD_SUFFIX):
-            return isinstance(read_tar(file).members.get(_json_member(file, name) or name), tuple)
-        row, _, column = name.partition(".")
-        columns = read_columns(file)
-        return row.isdigit() and int(row) < columns.num_rows and column in columns.kinds
+        if not file.name.lower().endswith(SHARD_SUFFIX):
+            return has_cell(file, name)
+        return isinstance(read_tar(file).members.get(_json_member(file, name) or name), tuple)
     except (OSError, UsageError, SampleError):
         return False
 
@@ -116,9 +114,8 @@ def find_containers(text: str) -> tuple[Container, ...]:
         few = ", ".join(path.name for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
         what = f"{len(missing):,} of {len(found):,} files are not there: {few}"
         raise UsageError(f"{printable(text)}: {what}")
-    parts = Path(text).parts
-    is_plain = [not (glob.has_magic(part) or _BRACES.search(part)) for part in parts]
-    return name_containers(found, Path(*parts[: len([*itertools.takewhile(bool, is_plain[:-1])])]))
+    fixed = os.path.dirname(_VARIES.split(text, maxsplit=1)[0])  # the folder that all of them are below
+    return name_containers(found, Path(fixed))
 
 
 def containers_in(folder: Path) -> tuple[Container, ...]:
@@ -126,7 +123,7 @@ def containers_in(folder: Path) -> tuple[Container, ...]:
 
     It is one if containers lie directly in it or one folder deeper, and no picture does.
     """
-    names = [name for _, name in _two_levels(folder)]
+    names = list(_names_near(folder))
     if not any(name.endswith(CONTAINER_SUFFIXES) for name in names):
         return ()
     if any(name.endswith(PICTURE_SUFFIXES) for name in names):
@@ -184,27 +181,28 @@ def name_containers(
     return tuple(found.values())
 
 
-def _two_levels(folder: Path) -> Iterator[tuple[str, str]]:
-    """The folder and the name, in lower case, of all files in a folder and one folder deeper."""
+def _names_near(folder: Path) -> Iterator[str]:
+    """The names, in lower case, of all files in a folder and one folder deeper."""
     try:
         with os.scandir(folder) as entries:
             listed = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
     for entry in listed:
-        if not entry.is_dir():
-            yield "", entry.name.lower()
+        if not leads_to_folder(entry):
+            yield entry.name.lower()
             continue
         try:
-            yield from ((entry.name, name.lower()) for name in os.listdir(entry))
+            yield from (name.lower() for name in os.listdir(entry))
         except OSError:  # whoever reads the folder tells of it
             continue
 
 
 def _saved(folder: Path, names: Sequence[str]) -> Sequence[str]:
-    """Of the files in a folder those that `datasets` has saved, if it did: others are what it remembers.
+    """Of the files in a folder, those that `save_to_disk` of `datasets` lists there; all if it lists none.
 
-    UsageError: the data set is a choice of rows, which these files do not say.
+    Others are what its `map` and `filter` have cached. UsageError: the data set is a choice of rows, which
+    these files do not say, or a file is missing.
     """
     path = folder / "state.json"
     try:

@@ -252,6 +252,12 @@ def without_hidden(path: str, listed: list[os.DirEntry[str]], is_top: bool) -> l
     return [entry for entry in listed if not entry.name.startswith(".")]
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; False, not an error, for a link to itself."""
+    # `is_dir` without links makes no system call; `os.path.isdir` does not fail for a link to itself.
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
+
+
 def entries_below(
     top: Path, problems: dict[Key, str], select: Select = without_hidden
 ) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
@@ -282,8 +288,7 @@ def entries_below(
         if inode in around:  # a link to a folder above would be followed without end
             continue
         for entry in select(path, listed, not folder):
-            # `is_dir` without links needs no system call; `os.path.isdir` does not fail for a link to itself.
-            is_folder = entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
+            is_folder = leads_to_folder(entry)
             if is_folder:
                 todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
             yield folder, entry, is_folder

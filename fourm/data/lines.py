@@ -1,6 +1,7 @@
 """Finds where the prompts of a large file lie, in one pass that keeps none of its text."""
 
 import csv
+import errno
 import hashlib
 import io
 import re
@@ -11,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from fourm.data.prompts import JSON_LINES, MAX_BYTES, TABLES, PartOfTable, parse_header
+from fourm.data.prompts import JSON_LINES, MAX_BYTES, TABLES, parse_header
 from fourm.errors import UsageError
 from fourm.files.opening import open_file
 
@@ -63,10 +64,6 @@ class Scan:
     sha256: str  # of the file
     has_marks: bool  # some text may have sentinels
 
-    def part(self, lines: LineRange) -> PartOfTable:
-        """What is known of a range's place in its file."""
-        return PartOfTable(lines.line, self.names)
-
 
 def scan_lines(path: Path, suffix: str, size: int) -> Scan:
     """The ranges of `size` prompts of a .txt, .tsv, .csv or .jsonl file; UsageError if it holds none."""
@@ -103,9 +100,17 @@ def _digest(file: BinaryIO) -> tuple[str, bool]:
     return digest.hexdigest(), has_marks
 
 
+def _next_line(file: IO[bytes]) -> bytes:
+    """The next line, or the rest of one; empty at the end. OSError: it is too large for the memory."""
+    line = file.readline(MAX_BYTES + 1)
+    if len(line) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"a line of more than {MAX_BYTES >> 20} MiB")
+    return line
+
+
 def _lines(file: IO[bytes], begin: int, splits: bool) -> Iterator[tuple[int, bytes]]:
     """Position and bytes of each line; splits: a carriage return alone ends a line, too."""
-    for line in file:
+    while line := _next_line(file):
         for part in line.splitlines(keepends=True) if splits and b"\r" in line else (line,):
             yield begin, part
             begin += len(part)
@@ -116,7 +121,7 @@ def _groups(file: BinaryIO, begin: int, splits: bool) -> Iterator["Rows"]:
     import numpy as np
 
     number = 1
-    while block := file.read(_BLOCK) + file.readline():
+    while block := file.read(_BLOCK) + _next_line(file):
         if block.endswith(b"\n") and not (splits and b"\r" in block) and not _BLANK.search(b"\n" + block):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1 + begin
             count = len(ends)
@@ -171,7 +176,7 @@ def _keys(path: Path, start: int) -> tuple[str, ...]:
     """The keys of the first object in a file of JSON lines."""
     with open_file(path) as file:
         file.seek(start)
-        for line in file:
+        while line := _next_line(file):
             if line.lstrip().startswith(b"{"):
                 return parse_header(line, str(path), JSON_LINES[0])
     return ()

@@ -18,6 +18,7 @@ from fourm.data.dataset import (
     entries_below,
     find_folder,
     folder_and_above,
+    leads_to_folder,
     suffix_of,
     walk,
 )
@@ -78,7 +79,7 @@ def list_part(top: Path, part: Part) -> Listing:
             with os.scandir(path) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     is_tar = entry.name.lower().endswith(SHARD_SUFFIX)
-                    if not entry.name.startswith(".") and not is_tar and not entry.is_dir():
+                    if not entry.name.startswith(".") and not is_tar and not leads_to_folder(entry):
                         add_file(found, entry, inside)
         except OSError as error:
             found.problems[Key(inside, UNKNOWN)] = f"{path}: cannot be read ({error.strerror})"

@@ -7,11 +7,12 @@ with it is one sentence.
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ _BUFFER = 1 << 20  # bytes of a Parquet file that are read at once
 # repeated by number, and most rows.
 _BATCH_BYTES, _REPEATED_BYTES, _BATCH_ROWS = 1 << 22, 1 << 30, 1024
 _MAX_DEPTH = 20  # of types in types
+_MAX_ROWS = 1 << 30  # of a file; one of a few bytes can say that it has more
 _STARTS = {
     SIGNATURE: ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"II*\0": ".tif", b"MM\0*": ".tif",
     b"BM": ".bmp", b"\0\0\0\x0cjP  ": ".jp2", b"\x93NUMPY": ".npy", b"PK\3\4": ".npz",
@@ -90,31 +92,40 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow file or stream, as `datasets` saves one. It is mapped, so only what is read is in memory."""
+    """An Arrow file or stream, as `datasets` saves one. It is mapped, and batches are read one at a time."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
         open_file(path).close()  # refuses what is no regular file
-        mapped = pa.memory_map(str(path))
-        if mapped.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(mapped)
-            self.parts, self.schema = [file.get_batch(i) for i in range(file.num_record_batches)], file.schema
-        else:
-            mapped.seek(0)
-            stream = pa.ipc.open_stream(mapped)
-            self.parts, self.schema = [*stream], stream.schema
-        self.starts = list(accumulate((part.num_rows for part in self.parts), initial=0))
+        self.path = path
+        self.schema = self._open().schema
+        self.starts = list(accumulate((part.num_rows for part in self._parts()), initial=0))
         self.num_rows = self.starts[-1]
 
     def batches(self, column: str, row: int) -> Iterator[tuple[int, Any]]:
-        for number in range(bisect_right(self.starts, row) - 1, len(self.parts)):
-            cells = self.parts[number].column(self.schema.names.index(column))
+        number = bisect_right(self.starts, row) - 1
+        for first, part in zip(self.starts[number:], self._parts(number), strict=False):
+            cells = part.column(self.schema.names.index(column))
             cells.validate(full=True)  # offsets that point anywhere would be followed
-            yield self.starts[number], cells
+            yield first, cells
 
     def is_ahead(self, first: int, row: int) -> bool:
-        return bisect_right(self.starts, row) > bisect_right(self.starts, first)
+        return bisect_right(self.starts, row) > bisect_right(self.starts, first) + 1
+
+    def _open(self) -> Any:
+        """A reader of pyarrow, of a file or of a stream."""
+        import pyarrow as pa
+
+        mapped = pa.memory_map(str(self.path))
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        return pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+
+    def _parts(self, first: int = 0) -> Iterator[Any]:
+        """The batches of the file, from one on. None is kept, as compressed ones take memory of their own."""
+        reader = self._open()
+        if hasattr(reader, "get_batch"):
+            return (reader.get_batch(number) for number in range(first, reader.num_record_batches))
+        return islice(reader, first, None)
 
 
 class _Cursor:
@@ -137,20 +148,11 @@ class _Cursor:
             return found[0], found.nbytes
 
 
-def require_pyarrow(path: Path) -> None:
-    """MissingError: pyarrow is not installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MissingError(f"{path}: reading it needs pyarrow; `pip install 'fourm[parquet]'`") from error
-
-
 def read_columns(path: Path) -> Columns:
     """The number of rows and the columns of a file, which is read again only if it has changed.
 
     UsageError: it is no such file; MissingError: pyarrow is not installed.
     """
-    require_pyarrow(path)
     try:
         with _reading(path):
             return _columns(path, *_state_of(path))
@@ -164,42 +166,49 @@ def read_cell(path: Path, name: str, limit: int) -> tuple[str, bytes]:
     Pictures, bytes and texts are as they are stored, lists of whole numbers become a .npy file, other data
     JSON. The ending of a picture is that of its format. SampleError: the cell is empty or cannot be read.
     """
-    require_pyarrow(path)
     row, _, column = name.partition(".")
     with _reading(path):
-        state = _state_of(path)
-        found = _columns(path, *state)
-        if not row.isdecimal() or int(row) >= found.num_rows:
-            raise SampleError(f"{path}: has no row {shown(row)}; it has {found.num_rows:,}")
-        if not found.kinds.get(column):
-            raise SampleError(f"{path}: has no column '{column}' that is read")
-        cell, size = _cursor(path, *state, column).cell(int(row))
-        kind = found.kinds[column]
+        kind, cell, size = _find_cell(path, row, column)
+        if cell is None:
+            raise SampleError(f"{path}: '{column}' of row {row} is empty")
+        size = 8 * len(cell.values) if kind == IDS else size  # as they are written: int64
         if kind in (IDS, DATA) and size > limit:
             raise SampleError(f"{path}: '{column}' of row {row} has more than {limit >> 20} MiB")
         ending, data = _contents(cell, kind)
-        if data is None:
-            raise SampleError(f"{path}: '{column}' of row {row} is empty")
         return ending, bytes(memoryview(data)[: limit + 1])
 
 
-def _contents(cell: Any, kind: str) -> tuple[str, Any]:
-    """The ending and the bytes of a cell; None for one that is empty."""
+def has_cell(path: Path, name: str) -> bool:
+    """Whether something is in the cell `ROW.COLUMN`. SampleError: there is none, or it cannot be read."""
+    row, _, column = name.partition(".")
+    with _reading(path):
+        return _find_cell(path, row, column)[1] is not None
+
+
+def _find_cell(path: Path, row: str, column: str) -> tuple[str, Any, int]:
+    """The kind of a column; a cell of it, a scalar of pyarrow (None: it is empty); its size in bytes."""
+    state = _state_of(path)
+    found = _columns(path, *state)
+    if not (row.isdecimal() and len(row) < 19) or int(row) >= found.num_rows:
+        raise SampleError(f"{path}: has no row {shown(row)}; it has {found.num_rows:,}")
+    if not (kind := found.kinds.get(column, "")):
+        raise SampleError(f"{path}: has no column '{column}' that is read")
+    cell, size = _cursor(path, *state, column).cell(int(row))
     cell = cell.value if hasattr(cell, "dictionary") else cell
-    if cell is None or not cell.is_valid:
-        return "", None
+    is_empty = cell is None or not cell.is_valid or (kind == PICTURE and not cell["bytes"].is_valid)
+    return kind, None if is_empty else cell, size
+
+
+def _contents(cell: Any, kind: str) -> tuple[str, Any]:
+    """The ending and the bytes of a cell that is not empty."""
     if kind == PICTURE:
-        data, ending = cell["bytes"], os.path.splitext(str(cell.get("path")))[1].lower()
-        return _format(data.as_buffer(), ending) if data.is_valid else ("", None)
+        return _format(cell["bytes"].as_buffer(), os.path.splitext(str(cell.get("path")))[1].lower())
     if kind == BYTES:
         return _format(cell.as_buffer(), "")
     if kind == TEXT:
         return ".txt", cell.as_buffer()
     if kind == IDS:
-        import numpy as np
-
-        values = np.asarray(cell.as_py(), dtype=np.int64)
-        return ".npy", _npy(values)
+        return ".npy", _npy(cell.values.cast("int64").to_numpy())  # which refuses empty ones
     return ".json", json.dumps(cell.as_py()).encode()
 
 
@@ -273,6 +282,8 @@ def _open(path: Path) -> _Table:
 def _columns(path: Path, size: int, changed: int) -> Columns:
     """`changed` is only part of the cache's key, here and below."""
     table = _open(path)
+    if table.num_rows > _MAX_ROWS:
+        raise ValueError(f"it says that it has {table.num_rows:,} rows")
     names, told = table.schema.names, (table.schema.metadata or {}).get(b"huggingface", b"{}")
     try:
         features = json.loads(told)["info"]["features"]
@@ -283,7 +294,7 @@ def _columns(path: Path, size: int, changed: int) -> Columns:
         for i, name in enumerate(names)
     }
     # A name that a path would change, or that stands there twice, leads to no cell.
-    unfit = {name for name in names if names.count(name) > 1 or not _is_name(name)}
+    unfit = {name for name, count in Counter(names).items() if count > 1 or not _is_name(name)}
     return Columns(table.num_rows, {name: "" if name in unfit else kind for name, kind in kinds.items()})
 
 
@@ -298,7 +309,14 @@ def _cursor(path: Path, size: int, changed: int, column: str) -> _Cursor:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises into a SampleError: for malformed bytes, anything."""
+    """Turn what pyarrow raises into a SampleError: for malformed bytes, anything.
+
+    MissingError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise MissingError(f"{path}: reading it needs pyarrow; `pip install 'fourm[parquet]'`") from error
     try:
         yield
     except (FourMError, OSError) as error:

@@ -55,7 +55,7 @@ def read_tar(path: Path) -> TarIndex:
     return _index(path, now.st_size, now.st_mtime_ns)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # more than modalities are read together; an index of 10,000 members has 3 MB
 def _index(path: Path, size: int, changed: int) -> TarIndex:
     """The index of a shard; `changed` is only part of the cache's key."""
     shard = TarIndex()
@@ -70,6 +70,7 @@ def _index(path: Path, size: int, changed: int) -> TarIndex:
                         raise tarfile.ReadError("a header leads backwards")
                     before = member.offset
                     _add_member(shard, member, size)
+                    tar.members.clear()  # of which it keeps all: a kilobyte for each
                 file.seek(tar.offset)
             end, block = file.tell(), file.read(_BLOCK)
             if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks

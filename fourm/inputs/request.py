@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.storage import RemoteFolder, check_address
-from fourm.errors import UsageError, near_match, shown
+from fourm.errors import UsageError, check_choice, near_match, shown
 from fourm.files.opening import read_bytes, real
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
@@ -186,7 +186,7 @@ class Request:
         check_solver(self.diffusion_solver)
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
-        check_fit(self.fit)
+        check_choice("fit", self.fit, FITS)
         self._check_frames()
         is_shard = self.world.size > self.world.group_size  # others may start at another time
         if self.overwrite and (self.resume or is_shard):
@@ -243,7 +243,7 @@ class TokenizeRequest:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_attention(self.attention)
-        check_fit(self.fit)
+        check_choice("fit", self.fit, FITS)
         check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"`min_scale={self.min_scale:g}`: a share of the area lies above 0, up to 1")
@@ -260,36 +260,23 @@ def check_seed(seed: object) -> None:
 
 def check_attention(attention: str) -> None:
     """Refuse an unknown kernel of attention."""
-    if attention not in ATTENTIONS:
-        near = near_match(str(attention), ATTENTIONS)
-        raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+    check_choice("attention", attention, ATTENTIONS)
 
 
 def check_kept_weights(weights: str) -> None:
     """Refuse an unknown way to keep the weights of a transformer."""
-    if weights not in WEIGHTS:
-        near = near_match(str(weights), WEIGHTS)
-        raise UsageError(f"`weights`: '{weights}' is not one of {', '.join(WEIGHTS)}{near}")
+    check_choice("weights", weights, WEIGHTS)
 
 
 def check_solver(text: str) -> None:
     """Refuse what is neither a solver nor NAME:SPACING."""
     name, colon, spacing = text.partition(":")
-    if name not in SOLVERS:
-        raise UsageError(
-            f"`detokenizer_solver`: '{name}' is not one of {', '.join(SOLVERS)}{near_match(name, SOLVERS)}"
-        )
+    check_choice("detokenizer_solver", name, SOLVERS)
     if colon and name == DDIM:
         raise UsageError(f"`detokenizer_solver={text}`: only {', '.join(SOLVERS[1:])} take a spacing")
     if colon and spacing not in SPACINGS:
         near = near_match(spacing, SPACINGS)
         raise UsageError(f"`detokenizer_solver={text}`: spacings are {', '.join(SPACINGS)}{near}")
-
-
-def check_fit(fit: str) -> None:
-    """Refuse an unknown way to fit pictures."""
-    if fit not in FITS:
-        raise UsageError(f"`fit`: '{fit}' is not one of {', '.join(FITS)}{near_match(fit, FITS)}")
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:

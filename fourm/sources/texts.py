@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.data.layout import Sample, number_keys, samples_of_prompts
-from fourm.data.prompts import PartOfTable, parse_columns, parse_prompts, read_file, read_stream
+from fourm.data.prompts import (
+    JSON_LINES,
+    PartOfTable,
+    parse_columns,
+    parse_prompts,
+    read_file,
+    read_stream,
+)
 from fourm.data.storage import local_file
 from fourm.errors import UsageError
 from fourm.hub.cache import find_parti
@@ -53,6 +60,11 @@ def check_text_keeps(keeps: Sequence[Keep]) -> None:
         raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
 
 
+def default_suffix(rows: Iterable[Modality]) -> str:
+    """The ending that stands for none: of lines of captions, or of JSON lines for other conditions."""
+    return ".txt" if all(row.codec == CAPTION for row in rows) else JSON_LINES[0]
+
+
 def parse_texts(
     data: bytes, where: str, suffix: str, rows: Sequence[Modality], column: str | None, first: int = 0,
     part: PartOfTable | None = None,
@@ -62,11 +74,11 @@ def parse_texts(
     suffix: of the file; "" for prompts and streams. first: the position that names the first sample. part: of
     lines that are not the first ones of their file.
     """
+    suffix = suffix or default_suffix(rows)
     typed = [row.name for row in rows if row.codec != CAPTION]
     if not typed:
-        return samples_of_prompts(parse_prompts(data, where, suffix or ".txt", column, part), first)
-    names = [row.name for row in rows]
-    table = parse_columns(data, where, suffix or ".jsonl", names, column, part)
+        return samples_of_prompts(parse_prompts(data, where, suffix, column, part), first)
+    table = parse_columns(data, where, suffix, [row.name for row in rows], column, part)
     samples = list[Sample]()
     for key, cells in zip(number_keys(len(table), first), table, strict=True):
         caption = next((text for name, text in cells.items() if name not in typed), None)

@@ -17,7 +17,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.containers import is_there
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Key, Sample
-from fourm.errors import SampleError, UsageError, near_match
+from fourm.errors import SampleError, UsageError, check_choice, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.output.record import RUN
 from fourm.output.samples import open_runs
@@ -83,9 +83,7 @@ def nearest(
 
     own: the names that the queries have among these samples; none of them is its own neighbour.
     """
-    if metric not in METRICS:
-        near = near_match(metric, METRICS)
-        raise UsageError(f"`metric`: '{metric}' is not one of {', '.join(METRICS)}{near}")
+    check_choice("metric", metric, METRICS)
     if queries.shape[1] != among.vectors.shape[1]:
         counts = f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}"
         raise UsageError(f"{counts}: they come from different models")

@@ -6,6 +6,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from fourm.codecs.files import file_ending, read_array, read_json, read_picture, read_size, read_text
+from fourm.data.containers import is_there
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.files.columns import read_cell, read_columns
 
@@ -187,3 +189,57 @@ def test_without_pyarrow_one_sentence_says_how_to_get_it(
             MissingError, match=r"x\.parquet: reading it needs pyarrow; `pip install 'fourm\[parquet\]'`"
         ):
             read()
+
+
+def memory_of(code: str, *arguments: object) -> int:
+    """The most memory, in MiB, of a process that runs `code`."""
+    told = f"{code}; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    given = [sys.executable, "-c", told, *map(str, arguments)]
+    return int(subprocess.run(given, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("name", ["x.arrow", "x.file.arrow"])
+def test_one_batch_of_a_compressed_file_is_in_memory(tmp_path: Path, name: str) -> None:
+    """Sixteen batches of 64 MiB in a file of a few KB, read in order and backwards."""
+    batch = pa.record_batch({"image": pa.array([b"\0" * (1 << 20)] * 64, pa.binary())})
+    new = pa.ipc.new_file if name == "x.file.arrow" else pa.ipc.new_stream
+    compressed = pa.ipc.IpcWriteOptions(compression="zstd")
+    with new(str(tmp_path / name), batch.schema, options=compressed) as writer:
+        for _ in range(16):
+            writer.write_batch(batch)
+    code = (
+        "import sys, pathlib; from fourm.files.columns import read_cell; path = pathlib.Path(sys.argv[1]);"
+        "[read_cell(path, f'{row}.image', 9) for row in [*range(0, 1024, 16), *range(1023, 0, -300)]]"
+    )
+    assert memory_of(code, tmp_path / name) < 400
+
+
+def test_numbers_are_counted_as_they_are_written(tmp_path: Path) -> None:
+    """A list of a billion zeros is a few KB; as int64 it would be 8 GB."""
+    numbers = pa.array([np.zeros(1 << 20, dtype=np.int8)], pa.list_(pa.int8()))
+    path = write(tmp_path / "x.parquet", pa.table({"tok_rgb": numbers, "none": [[1, None]]}))
+    assert len(read_cell(path, "0.tok_rgb", 8 << 20)[1]) > 8 << 20
+    with pytest.raises(SampleError, match="'tok_rgb' of row 0 has more than 4 MiB"):
+        read_cell(path, "0.tok_rgb", 4 << 20)
+    with pytest.raises(SampleError, match="is damaged"):
+        read_cell(path, "0.none", 100)
+
+
+def test_a_file_of_nonsense_is_refused_at_once(tmp_path: Path) -> None:
+    wide = pa.table({f"{i}": pa.array([0], pa.int8()) for i in range(20_000)})
+    path = write(tmp_path / "x.arrow", wide)
+    began = time.process_time()
+    assert len(read_columns(path).kinds) == 20_000
+    assert time.process_time() - began < 5
+    nulls = pa.RecordBatch.from_arrays([pa.nulls(1 << 40)], ["n"])
+    with pa.ipc.new_stream(str(tmp_path / "y.arrow"), nulls.schema) as writer:
+        writer.write_batch(nulls)
+    with pytest.raises(UsageError, match="it says that it has 1,099,511,627,776 rows"):
+        read_columns(tmp_path / "y.arrow")
+
+
+def test_an_empty_cell_is_not_there(tmp_path: Path) -> None:
+    given = pa.table({"text": ["a", None], "when": pa.array([1, 2], pa.timestamp("s"))})
+    path = write(tmp_path / "x.parquet", given)
+    there = ["0.text", "1.text", "2.text", "0.when", "0.other", "\u00b2.text", "9" * 5000 + ".text", "text"]
+    assert [name for name in there if is_there(path / name)] == ["0.text"]

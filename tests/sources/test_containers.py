@@ -287,6 +287,15 @@ def test_braces_stand_for_names() -> None:
         expand_braces("{0..99999}{0..99999}{0..999999999999}.tar")
 
 
+def test_names_in_braces_may_lie_in_several_folders(model: ModelFiles, tmp_path: Path) -> None:
+    for name in ("train/a", "val/b"):
+        write_tar(tmp_path / f"{name}.tar", [{"__key__": "k", "jpg": picture()}])
+    assert keys(read(model, tmp_path / "{train/a,val/b}.tar")) == ["train/a/k", "val/b/k"]
+    assert keys(read(model, tmp_path / "t{rain,est}/*.tar", num_samples=1)) == ["train/a/k"]
+    (tmp_path / "loop").symlink_to("loop")
+    assert keys(read(model, tmp_path)) == ["train/a/k", "val/b/k"]
+
+
 def test_mistakes_are_one_sentence(model: ModelFiles, tmp_path: Path) -> None:
     write_tars(tmp_path / "d")
     (tmp_path / "x.tar.gz").write_bytes(b"")

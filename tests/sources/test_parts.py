@@ -162,3 +162,12 @@ def test_a_folder_of_pictures_is_ranges_of_its_sorted_listing(model: ModelFiles,
     empty = write(tmp_path / "empty", {"x.md": b""})
     with pytest.raises(UsageError, match=r"holds no picture, .*passed over: 1 \.md"):
         list_shards(Source(paths=(str(empty),)), ["rgb@64"], model, NOTHING)
+
+
+def test_links_to_themselves_fail_alone(model: ModelFiles, tmp_path: Path) -> None:
+    kinds = (("rgb", ".png"), ("caption", ".txt"))
+    files = {f"{kind}/a/{i}{end}": b"" for kind, end in kinds for i in range(3)}
+    root = write(tmp_path, files)
+    (root / "caption/a/4.txt").symlink_to("4.txt")
+    (root / "rgb/a/loop").symlink_to("loop")
+    check(root, model)

@@ -138,6 +138,16 @@ def test_messages_name_the_line_of_the_file(
         read(list_shards(Source(data=str(tmp_path / name)), ["caption"], model, NOTHING, size=1))
 
 
+def test_a_line_beyond_any_memory_is_refused(
+    model: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_BYTES", 1000)
+    for name in ("p.txt", "p.csv", "p.jsonl"):
+        (tmp_path / name).write_text("{" * 2000)
+        with pytest.raises(UsageError, match=r"cannot be read \(a line of more than 0 MiB\)"):
+            list_shards(Source(data=str(tmp_path / name)), ["caption"], model, NOTHING)
+
+
 def test_prompts_with_marks_are_listed_whole(model: ModelFiles, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a red circle\na [S_1] square\n")
     shards = list_shards(Source(data=str(tmp_path / "p.txt")), ["caption"], model, NOTHING, size=1)
