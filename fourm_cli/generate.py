@@ -69,9 +69,8 @@ def generate(
     from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
     from fourm.sources.notes import marked_texts
     from fourm.sources.reading import choose_keys
-    from fourm.sources.source import EMPTY
 
-    schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
+    schedule = {"cond_domains": "none", **schedule} if inputs.is_empty else schedule
     settings = read_settings(configs.paths, schedule)
     run_settings = settings.run
     out = writing.choose_out(out, run_settings.folder)

@@ -67,6 +67,13 @@ class SampleOptions:
     only: str | None = None
     replay: Path | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be read."""
+        from fourm.sources.source import EMPTY
+
+        return self.data == EMPTY
+
     def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
         """The source of samples, with what configuration files say where options say nothing."""
         from fourm.data.pictures import is_path

@@ -70,7 +70,7 @@ def _index(path: Path, size: int, changed: int) -> TarIndex:
                         raise tarfile.ReadError("a header leads backwards")
                     before = member.offset
                     _add_member(shard, member, size)
-                    tar.members.clear()  # of which it keeps all: a kilobyte for each
+                    tar.members.clear()  # type: ignore[attr-defined] # of which it keeps all: 1 KB for each
                 file.seek(tar.offset)
             end, block = file.tell(), file.read(_BLOCK)
             if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks
