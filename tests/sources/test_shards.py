@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_a_file_that_was_cut_since_is_told(model: ModelFiles, tmp_path: Path) ->
 def test_a_shard_is_plain_data(model: ModelFiles, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
     shards = list_shards(Source(data=str(tmp_path / "p.txt")), ["caption"], model, NOTHING, size=1)
-    said: dict[str, Any] = json.loads(json.dumps(shards.shards[1].to_json()))
+    said: dict[str, Any] = json.loads(json.dumps(asdict(shards.shards[1])))
     assert said == {
         "number": 1, "name": "00001", "first": 1, "count": 1,
         "parts": ["lines", str(tmp_path / "p.txt"), 13, 27, 2],
