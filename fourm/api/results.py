@@ -24,7 +24,7 @@ from fourm.modalities.text import Structured
 from fourm.output.joining import check_output
 from fourm.output.processes import Launch, now
 from fourm.output.record import SR
-from fourm.results.values import Made
+from fourm.results.values import ResultValues
 from fourm.runs.pipeline import save_made, sr_request
 from fourm.views.panels import Panel, make_view, panel_of, panel_of_part
 from fourm.views.plots import draw_sample
@@ -74,7 +74,7 @@ class Part:
 
     request: Request  # of this sample alone
     codecs: Mapping[str, Codec]  # by modality
-    made: Made
+    made: ResultValues
 
     def items(self) -> Iterator[Item]:
         """Conditions as used, then targets; of super-resolution only targets, as the base made the others."""

@@ -12,6 +12,6 @@ PUBLIC = {
     "portions": "Portions as_fourm_errors",
     "saver": "Saver",
     "sinks": "FolderSink ShardSink",
-    "values": "Collector Made picture_of",
+    "values": "Collector ResultValues picture_of",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -13,8 +13,8 @@ from fourm.results.events import Event
 from fourm.results.portions import Portions
 
 T = TypeVar("T")
-Made = TypeVar("Made")
-Work = Callable[[Sequence[T]], Generator[Event, None, None]]
+R = TypeVar("R")
+Handler = Callable[[Sequence[T]], Generator[Event, None, None]]  # works on rows, and says what it does
 # Types of devices beside which batches are saved; on a CPU, both would only share its cores.
 BESIDE = {"cuda"}
 MOST_THREADS = 4  # that read or write files
@@ -31,14 +31,14 @@ class Background:
     is_beside: bool = field(init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     _events: SimpleQueue[Event | None] = field(default_factory=SimpleQueue)  # None: the work has ended
-    _begun: tuple[Future[None], Sequence[Any], Work[Any]] | None = None
+    _begun: tuple[Future[None], Sequence[Any], Handler[Any]] | None = None
     _is_stopped: bool = False
 
     def __post_init__(self) -> None:
         self.is_beside = self.portions.device.type in BESIDE
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
 
-    def add(self, rows: Sequence[T], work: Work[T]) -> Iterator[Event]:
+    def add(self, rows: Sequence[T], work: Handler[T]) -> Iterator[Event]:
         """Begin to work on rows, in portions, after the rows before them are done, and yield their events.
 
         `work` must be safe to repeat after an error at any point. Its errors are raised by a later call.
@@ -66,7 +66,7 @@ class Background:
             else:
                 yield event
 
-    def beside(self, rows: Sequence[T], work: Work[T]) -> Iterator[Event]:
+    def beside(self, rows: Sequence[T], work: Handler[T]) -> Iterator[Event]:
         """The events of `work`, repeated if memory ran out and the thread had some of it."""
         try:
             yield from work(rows)
@@ -99,7 +99,7 @@ class Background:
         release_memory()
         yield from self.portions.each(rows, work)
 
-    def _run(self, rows: Sequence[T], work: Work[T]) -> None:
+    def _run(self, rows: Sequence[T], work: Handler[T]) -> None:
         try:
             for first in range(0, len(rows), size := self.portions.rows):
                 with closing(work(rows[first : first + size])) as events:
@@ -113,7 +113,7 @@ class Background:
             self._events.put(None)
 
 
-def ahead(work: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:
+def ahead(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """What `work` makes of each item, in order; while the caller uses one, the next one is made."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading") as thread:
         begun = [thread.submit(work, item) for item in items[:1]]
@@ -123,7 +123,7 @@ def ahead(work: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:
             yield future.result()
 
 
-def in_threads(work: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """What `work` makes of each item, in order; several at once. No item is begun once the caller stops."""
     if len(items) < 2:
         yield from map(work, items)

@@ -30,7 +30,7 @@ from fourm.results.job import Job, malformed_place, order_place, preview_place
 from fourm.results.sinks import Pack, Sink
 from fourm.results.values import (
     PREVIEW_STEPS,
-    Made,
+    ResultValues,
     covered,
     decode_rows,
     diffusion_of,
@@ -95,7 +95,7 @@ class Saver:
                     self._write(place, row.work, partial(pack_ids, ids))
         yield from self._recorded(rows, decode_rows(self.job, self.codecs, rows, batch, self._write_values))
 
-    def save_made(self, made: Made) -> Iterator[Event]:
+    def save_made(self, made: ResultValues) -> Iterator[Event]:
         """Write a result that is in memory: the same files as `save`."""
         work, targets = made.work, self.job.request.chain.targets
         self.sink.begin([work])

@@ -166,8 +166,8 @@ def _decode(
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """One result: a sample in one variation."""
+class ResultValues:
+    """One result in memory: a sample in one variation."""
 
     work: Work
     values: Mapping[str, Any]  # by modality: targets, and conditions as used
@@ -182,7 +182,7 @@ class Collector:
 
     job: Job
     codecs: Mapping[str, Codec]  # by modality
-    made: dict[tuple[str, int], Made] = field(default_factory=dict)  # by key and variation
+    made: dict[tuple[str, int], ResultValues] = field(default_factory=dict)  # by key and variation
     failures: dict[tuple[str, int], str] = field(default_factory=dict)  # the reasons
     latest: tuple[Progress, Sequence[Work]] | None = None  # the newest decoding step and its samples
 
@@ -213,7 +213,7 @@ class Collector:
         def keep(row: PreparedSample, values: Mapping[str, Any]) -> Sequence[Event]:
             result, index = row.work.result, places[row.work.result]
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
-            self.made[result] = Made(row.work, values, tokens, row.kept, row.frame)
+            self.made[result] = ResultValues(row.work, values, tokens, row.kept, row.frame)
             return *malformed_of(self.job, row.work, values), Saved(*result, (), self.job.request.stage)
 
         for event in decode_rows(self.job, self.codecs, rows, batch, keep):

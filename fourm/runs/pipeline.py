@@ -41,7 +41,7 @@ from fourm.results.job import Job, count_evaluations, fill_diffusion, make_recor
 from fourm.results.portions import Portions, as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import FolderSink
-from fourm.results.values import Collector, Made
+from fourm.results.values import Collector, ResultValues
 from fourm.runs.device import (
     checked_batch_size,
     choose_device,
@@ -209,7 +209,7 @@ def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[
     return collector, events()
 
 
-def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None:
+def save_made(request: Request, codecs: Mapping[str, Codec], made: ResultValues) -> None:
     """Write one result: the same files that `run` writes for this request, the record included.
 
     request: with the sample of the result alone, and `out`. UsageError if that folder is not empty.
