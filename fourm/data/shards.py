@@ -23,13 +23,12 @@ class Shard:
     def has_range_of(self, other: "Shard") -> bool:
         """Whether both are the same range of samples, as far as that is known without reading them.
 
-        Their files may have moved, and the input may have other shards before them.
+        Their files may have moved, and the input may have other shards before them. Numbers among `parts` are
+        compared if both are of one kind.
         """
-        mine, theirs = (
-            (one.name, one.first, one.count, [part for part in one.parts if isinstance(part, int)])
-            for one in (self, other)
-        )
-        return mine == theirs
+        both, is_one_kind = (self, other), self.parts[:1] == other.parts[:1]
+        mine, theirs = ([part for part in one.parts if isinstance(part, int) and is_one_kind] for one in both)
+        return mine == theirs and len({(one.name, one.first, one.count) for one in both}) == 1
 
 
 def shard_name(number: int) -> str:

@@ -70,7 +70,8 @@ def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
     """The shards that a run has made, with their results as conditions of super-resolution."""
     shards, total = list[Shard](), 0
     for number, marker in enumerate(read_markers(run.root, run.file)):
-        shards.append(replace(marker.shard, number=number))
+        # Of a shard that has more results now, super-resolution is made again.
+        shards.append(replace(marker.shard, number=number, parts=("results", marker.counts.saved)))
         total += marker.counts.samples
     if not shards:
         raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")

@@ -270,6 +270,12 @@ def test_super_resolution_of_a_folder_of_shards(prompts: Example, tmp_path: Path
     assert [report.counts.saved for report in reports] == [4, 4]
     beside = replace(request, out=tmp_path / "out", is_beside=True)
     assert [report.counts.saved for report in make(plan([beside], shards, "shards", 3))] == [4, 4]
+    marker = read_marker(tmp_path / "out" / "done" / "00000.json")
+    replace(marker, counts=replace(marker.counts, saved=5)).write(tmp_path / "out")  # one was made again
+    later = plan([beside], shards_of_run(run_of_shards, chain, fine), "shards", 3)
+    assert [shard.name for shard in later.todo()] == ["00000"]
+    marker.write(tmp_path / "out")
+    assert plan([beside], shards_of_run(run_of_shards, chain, fine), "shards", 3).todo() == []
     made = {name: data for name, data in written(tmp_path / "out").items() if "@128" in name}
     apart = written(tmp_path / "fine")
     assert made == {name: apart[name] for name in made}

@@ -135,6 +135,8 @@ def test_what_is_damaged_is_made_again(out: Path) -> None:
     assert find_done(out, [moved], "settings")[0] == {7: Counts(3, 3)}
     grown = replace(shards[0], count=3)
     assert "is of other samples than the input has there now" in find_done(out, [grown], "settings")[1][0]
+    assert not Shard(0, "a", parts=("rows", "x", 5)).has_range_of(Shard(0, "a", parts=("rows", "y", 6)))
+    assert Shard(0, "a", parts=("rows", "x", 5)).has_range_of(Shard(1, "a", parts=("results", 6)))
 
 
 def test_a_shard_whose_files_are_being_replaced_is_not_whole(
