@@ -211,6 +211,8 @@ def print_lines(
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
         elif isinstance(event, Started):
+            for sentence in event.damaged:
+                say(f"note: {sentence}")
             say(headline(event))
         elif interval is None or isinstance(event, Finished):
             pass

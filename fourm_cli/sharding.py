@@ -49,10 +49,7 @@ class Sharded:
             raise UsageError("--workers: torchrun starts the processes; leave it out")
         workers = count_workers(batch, engine.workers)
         batch.open_folder()
-        share = batch.share(world.rank, world.size)
-        for fault in share.faults:
-            note(f"note: {fault}")
-        return run_share(batch, share, workers)
+        return run_share(batch, batch.share(world.rank, world.size), workers)
 
     def submit(
         self, request: "Request", engine: options.Engine, notes: Iterable[str], report: options.Report,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from fourm.batch.batches import Batch, Share
+from fourm.batch.dispatch import Said
 from fourm.batch.pool import run_pool
 from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
@@ -13,8 +14,6 @@ from fourm.inputs.request import World
 from fourm.results.events import Event, Failed, Finished, Started
 from fourm.results.job import count_evaluations
 from fourm.runs.device import choose_device
-
-Made = Iterator[Event | Report]
 
 
 def run_share(batch: Batch, share: Share, workers: int = 1) -> Iterator[Event]:
@@ -44,11 +43,11 @@ def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) 
         batch_size=job.batch_size, model=job.request.model.name,
         device=str(job.device), steps=sum(len(stage.job.request.chain.steps) for stage in stages),
         evaluations=count_evaluations(job.request, job.places), variations=batch.variations, dtype=job.dtype,
-        shards=len(share.shards), workers=workers,
+        shards=len(share.shards), workers=workers, damaged=share.faults,
     )  # fmt: skip
 
 
-def summed(batch: Batch, share: Share, made: Made) -> Iterator[Event]:
+def summed(batch: Batch, share: Share, made: Iterator[Said]) -> Iterator[Event]:
     """Pass events on, and sum up the reports in the last one."""
     started = time.perf_counter()
     saved, skipped, failed, incomplete = 0, share.done.saved, share.done.failed, share.done.incomplete
@@ -91,7 +90,7 @@ def _kind(batch: Batch) -> str:
     return choose_device(batch.requests[0].device, World()).type
 
 
-def _here(worker: Worker, share: Share) -> Made:
+def _here(worker: Worker, share: Share) -> Iterator[Said]:
     try:
         for shard in share.todo:
             yield from worker.events(shard)

@@ -1,21 +1,25 @@
 """A sharded run on Ray: actors that hold a worker each are fed with descriptors of shards."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fourm.batch.batches import Batch, Share
+from fourm.batch.dispatch import NOT_TOLD, Died, Said, as_end, dispatch
 from fourm.batch.local import start_of, summed
 from fourm.batch.worker import Report, Worker
+from fourm.data.shards import Shard
 from fourm.errors import FourMError, MissingError
-from fourm.output.markers import Counts
-from fourm.results.events import Detokenized, Event, Loading, Started, Stepped
+from fourm.results.events import Event, Started
 
-RETRIES = 2  # restarts of an actor that died, and repetitions of what it was asked
+INTERVAL = 0.5  # seconds of events that an actor sends together
+PATIENCE = 10.0  # seconds in which an actor without a shard releases what it holds
 
 
 class Actor:
-    """What a process of Ray does. It is restarted, and asked again, by Ray."""
+    """What a process of Ray does."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -27,11 +31,16 @@ class Actor:
         share = self.batch.share(rank, size)
         return share, start_of(self.batch, share, self.batch.stages(), workers)
 
-    def make(self, shard: Any) -> list[Event | Report]:
-        """Make a shard: its events, without single steps, and at the end its report."""
+    def make(self, shard: Shard) -> Iterator[list[Said]]:
+        """Make a shard: its events, several at a time, and at the end its report."""
         self.worker = self.worker or Worker(self.batch)
-        events = self.worker.events(shard)
-        return [event for event in events if not isinstance(event, Stepped | Detokenized | Loading)]
+        told, last = list[Said](), time.monotonic()
+        for event in self.worker.events(shard):
+            if not isinstance(event, NOT_TOLD):
+                told.append(event)
+            if isinstance(event, Report) or (told and time.monotonic() - last > INTERVAL):
+                yield told
+                told, last = [], time.monotonic()
 
     def close(self) -> None:
         """Release the models, and remove what processes that died have left on this machine."""
@@ -39,11 +48,38 @@ class Actor:
             self.worker.close()
 
 
+@dataclass(eq=False, slots=True)
+class _Remote:
+    """An actor, and the stream of what it says.
+
+    It is not restarted by Ray: a stream that is repeated goes on in its middle, whatever the new one has.
+    """
+
+    ray: Any
+    actor: Any
+    stream: Any = None
+
+    def give(self, shard: Shard) -> None:
+        """Call it with a shard."""
+        self.stream = self.actor.make.options(num_returns="streaming").remote(shard)
+
+    def receive(self) -> list[Said]:
+        """The next object of its stream."""
+        said: list[Said] = _get(self.ray, next(self.stream))
+        return said
+
+    def end(self, is_busy: bool) -> None:
+        """Kill it; one that has no shard closes its worker before."""
+        if not is_busy:
+            with suppress(self.ray.exceptions.RayError):
+                self.ray.get(self.actor.close.remote(), timeout=PATIENCE)
+        self.ray.kill(self.actor)
+
+
 def run_ray(batch: Batch, workers: int, gpus_per_worker: float | None = None) -> Iterator[Event]:
     """Make a batch on the cluster that RAY_ADDRESS names, else on this machine. None: a GPU, if there is one.
 
-    An actor that dies is restarted by Ray and makes its shard again; after RETRIES restarts the shard is
-    reported as not made, and the other actors go on.
+    An actor that dies is replaced by one that Ray starts wherever there is room.
     """
     ray = _import_ray()
     ours = not ray.is_initialized()
@@ -52,45 +88,45 @@ def run_ray(batch: Batch, workers: int, gpus_per_worker: float | None = None) ->
     if gpus_per_worker is None:
         has_gpus = batch.requests[0].device != "cpu" and ray.cluster_resources().get("GPU")
         gpus_per_worker = 1 if has_gpus else 0
-    retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
-    kind = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, **retries)(Actor)
-    actors = [kind.remote(batch) for _ in range(workers)]
+    kind = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(Actor)
+    fresh = [kind.remote(batch) for _ in range(workers)]
+
+    def start(_: int) -> _Remote:
+        return _Remote(ray, fresh.pop() if fresh else kind.remote(batch))
+
+    def wait(remotes: list[_Remote]) -> list[_Remote]:
+        ready = ray.wait([one.stream for one in remotes])[0]
+        return [one for one in remotes if one.stream in ready]
+
     try:
-        world, begin = batch.requests[0].world, actors[0].begin.options(max_task_retries=0)
-        share, started = ray.get(begin.remote(world.rank, world.size, workers))
+        share, started = _begin(ray, fresh[-1], batch, workers)
         yield started
-        yield from summed(batch, share, _feed(ray, actors, share))
+        yield from summed(batch, share, dispatch(share.todo, workers, start, wait))
     finally:
-        for actor in actors:
+        for actor in fresh:
             ray.kill(actor)
         if ours:
             ray.shutdown()
 
 
-def _feed(ray: Any, actors: list[Any], share: Share) -> Iterator[Event | Report]:
-    """Give each actor the next shard as soon as it has made one."""
-    left = iter(share.todo)
-    busy = {actor.make.remote(shard): (actor, shard) for actor, shard in zip(actors, left, strict=False)}
-    while busy:
-        for done in ray.wait(list(busy))[0]:
-            actor, shard = busy.pop(done)
-            try:
-                yield from ray.get(done)
-            except ray.exceptions.RayActorError as error:
-                lost = f"its actor died more than {RETRIES} times ({_first(error)})"
-                yield Report(shard, Counts(), lost=lost)
-                if not busy and next(left, None) is not None:
-                    raise FourMError("all actors of Ray have died; `resume=True` goes on") from error
-                continue
-            if (following := next(left, None)) is not None:
-                busy[actor.make.remote(following)] = actor, following
-            else:
-                with suppress(ray.exceptions.RayActorError):
-                    ray.get(actor.close.remote())
+def _begin(ray: Any, actor: Any, batch: Batch, workers: int) -> tuple[Share, Started]:
+    world = batch.requests[0].world
+    try:
+        begun: tuple[Share, Started] = _get(ray, actor.begin.remote(world.rank, world.size, workers))
+    except Died as death:
+        raise FourMError(f"the first actor of Ray {death}") from death
+    return begun
 
 
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _get(ray: Any, reference: Any) -> Any:
+    """What a call of an actor returned. Died if the actor did, FourMError for an error in it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise as_end(error.cause) from None
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise Died(f"died ({first})") from error
 
 
 def _import_ray() -> Any:

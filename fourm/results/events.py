@@ -34,6 +34,7 @@ class Started:
     dtype: str = ""  # of the networks
     shards: int = 0  # that this process makes of a sharded run; 0: results are files
     workers: int = 1  # processes that make them
+    damaged: tuple[str, ...] = ()  # a sentence for each shard that is made again as it is not whole
     to_json = _to_json
 
 
