@@ -1,90 +1,33 @@
-"""Workers of this machine, of SLURM and of Ray make what one process makes, also when one of them dies."""
+"""Workers of this machine, of SLURM and of Ray: what becomes of a run where one dies, hangs or is refused."""
 
-import io
 import os
 import re
 import signal
 import sys
-import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fourm.batch.batches import Batch, plan
+from fourm.batch.batches import Batch
+from fourm.batch.dispatch import TRIES
 from fourm.batch.local import count_workers, devices_of, run_share
-from fourm.batch.pool import TRIES
-from fourm.batch.ray import run_ray
+from fourm.batch.pool import how_it_ended
+from fourm.batch.ray import Actor, run_ray
 from fourm.batch.slurm import job_script, task_command
-from fourm.data.dataset import Dataset
-from fourm.data.shards import Shard
+from fourm.batch.worker import Report
 from fourm.errors import FourMError, UsageError
-from fourm.files.opening import read_bytes
-from fourm.hub.files import find_model
-from fourm.inputs.request import Request
 from fourm.results.events import Event, Failed, Finished, Lost, Saved, Started
-from fourm.schedule.plan import parse_chain
-from fourm.sources.shards import Reader, list_shards
-from fourm.sources.source import Source
 from fourm_cli.app import main
-
-OPTIONS = "--cond caption --targets tok_clip --steps 2"
-PROMPTS = ["a small red circle", "a blue square", "a green triangle", "two red squares", "a circle", "a cube"]
-
-
-@dataclass(frozen=True)
-class Deadly:
-    """Kills its process with SIGKILL while it makes a shard, in so many of the tries."""
-
-    reader: Reader
-    out: Path
-    number: int
-    times: int
-
-    def read(self, shard: Shard) -> Dataset:
-        if shard.number == self.number:
-            for time_ in range(self.times):
-                try:
-                    (self.out.parent / f"died{time_}").touch(exist_ok=False)
-                except FileExistsError:
-                    continue
-                threading.Thread(target=self.kill, daemon=True).start()
-                break
-        return self.reader.read(shard)
-
-    def kill(self) -> None:
-        while not any(path.is_file() for path in (self.out / ".partial").rglob("*")):
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGKILL)
+from tests.executors import OPTIONS, PROMPTS, ROOT, elsewhere, generation, run_local, tars, write_sbatch
 
 
 @pytest.fixture
 def batch(tmp_path: Path) -> Batch:
-    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
-    model = find_model("demo")
-    chain = parse_chain(OPTIONS, model)
-    asked = Source(data=str(tmp_path / "p.txt")), chain.conditions, model, io.BytesIO()
-    return plan(
-        [Request(model, chain, (), tmp_path / "one", device="cpu")], list_shards(*asked, size=2), "shards"
-    )
-
-
-def elsewhere(batch: Batch, out: Path, number: int = -1, times: int = 0) -> Batch:
-    """The same batch in another folder, with a worker that dies."""
-    reader = Deadly(batch.shards.reader, out, number, times)
-    requests = tuple(replace(one, out=out) for one in batch.requests)
-    return replace(batch, requests=requests, shards=replace(batch.shards, reader=reader))
-
-
-def run_local(batch: Batch, workers: int = 1) -> list[Event]:
-    batch.open_folder()
-    return list(run_share(batch, batch.share(), workers))
-
-
-def tars(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): read_bytes(path, 1 << 24) for path in out.rglob("*.tar")}
+    return generation(tmp_path, tmp_path / "one")
 
 
 def count(events: list[Event], kind: type[Event]) -> int:
@@ -97,6 +40,7 @@ def check(events: list[Event], batch: Batch, workers: int) -> None:
     assert (start.total, start.workers, start.shards) == (6, workers, 3)
     assert isinstance(end := events[-1], Finished)
     assert (end.saved, end.skipped, end.failed) == (6, 0, 0)
+    assert count(events, Saved) - sum(event.saved for event in events if isinstance(event, Lost)) == 6
     assert not (batch.out / ".partial").exists()
     assert batch.todo() == []
 
@@ -109,8 +53,13 @@ def test_two_workers_of_which_one_dies_make_what_one_process_makes(batch: Batch,
     assert tars(two.out) == tars(batch.out)
     assert len(tars(two.out)) == 9
     (lost,) = [event for event in events if isinstance(event, Lost)]
-    assert (lost.shard, lost.reason) == ("00001", "its worker was killed by signal 9")
-    assert count(events, Saved) - lost.saved == 6
+    assert (lost.shard, lost.reason) == ("00001", "its worker was killed by SIGKILL, as when memory runs out")
+
+
+def test_how_a_process_ended_is_said() -> None:
+    assert [how_it_ended(code) for code in (3, -11, -250)] == [
+        "ended with exit code 3", "was killed by SIGSEGV", "was killed by signal 250",
+    ]  # fmt: skip
 
 
 @pytest.mark.more
@@ -120,10 +69,35 @@ def test_a_shard_whose_workers_die_is_reported_and_the_others_are_made(batch: Ba
     assert count(events, Lost) == TRIES - 1
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert failed.key == "shard 00000"
-    assert "each of its 3 workers died, the last one was killed by signal 9" in failed.reason
+    assert "each of its 3 workers died, the last one was killed by SIGKILL" in failed.reason
     assert isinstance(end := events[-1], Finished)
     assert (end.saved, end.failed) == (4, 2)
     assert [shard.name for shard in broken.todo()] == ["00000"]
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_no_worker_waits_for_one_that_hangs(is_killed: bool, batch: Batch, tmp_path: Path) -> None:
+    """A worker that is stopped while it makes a shard is killed by somebody, or ends with the run."""
+    stopped = elsewhere(batch, tmp_path / "stopped", 0, 1, signal.SIGSTOP)
+    stopped.open_folder()
+    events, seen = run_share(stopped, stopped.share(), 2), list[Event]()
+    while count(seen, Saved) < 4 or [shard.name for shard in stopped.todo()] != ["00000"]:
+        seen.append(next(events))
+        if count(seen, Saved) == 4:  # the marker of the last shard follows
+            deadline = time.monotonic() + 30
+            while len(stopped.todo()) > 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    process = int((tmp_path / "died0").read_text())
+    assert Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    if is_killed:
+        os.kill(process, signal.SIGKILL)
+        check([*seen, *events], stopped, 2)
+    else:
+        events.close()  # type: ignore[attr-defined]
+        assert not Path(f"/proc/{process}").exists()
+        assert [shard.name for shard in stopped.todo()] == ["00000"]
 
 
 def test_an_error_of_a_worker_ends_the_run_with_its_sentence(batch: Batch, tmp_path: Path) -> None:
@@ -170,25 +144,12 @@ def test_tasks_of_slurm_run_the_command_without_what_concerns_its_submission() -
             job_script(command, 4, wrong)
 
 
-SBATCH = """#!/bin/sh
-cat > job.sh
-export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=3 SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=4
-for SLURM_ARRAY_TASK_ID in 2 0 3 1; do
-  export SLURM_ARRAY_TASK_ID
-  sh job.sh >> tasks.log 2>&1 || exit 1
-done
-echo '4711;cluster'
-"""
-
-
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that runs the tasks of an array at once, in some order."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
-    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    write_sbatch(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
 
 
@@ -222,16 +183,51 @@ def test_an_array_of_slurm_makes_what_one_process_makes(
     assert len(tars(tmp_path / "two")) == 12
 
 
+def test_an_actor_sends_the_events_of_a_shard_while_it_makes_it(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourm.batch.ray.INTERVAL", 0.0)
+    actor = Actor(batch)
+    share, _ = actor.begin(0, 1, 1)
+    said = list(actor.make(share.todo[0]))
+    assert [[type(event) for event in some] for some in said] == [[Saved], [Saved], [Report]]
+    actor.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster on this machine, so that not each run starts one."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.more
-def test_two_actors_of_ray_of_which_one_is_killed_make_what_one_process_makes(
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_of_ray_that_dies_is_replaced_until_its_shard_is_given_up(
     batch: Batch, tmp_path: Path
 ) -> None:
-    run_local(batch)
-    two = elsewhere(batch, tmp_path / "two", 1, 1)
+    two = elsewhere(batch, tmp_path / "two", 1, TRIES)
     events = list(run_ray(two, 2))
-    check(events, two, 2)
-    assert (tmp_path / "died0").exists()
-    assert tars(two.out) == tars(batch.out)
+    lost = [event for event in events if isinstance(event, Lost)]
+    assert [event.shard for event in lost] == ["00001"] * (TRIES - 1)
+    assert re.match(r"its worker died \(The actor died", lost[0].reason)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert (failed.key, "each of its 3 workers died" in failed.reason) == ("shard 00001", True)
+    assert isinstance(end := events[-1], Finished)
+    assert (end.saved, end.failed) == (4, 2)
+    assert [shard.name for shard in two.todo()] == ["00001"]
+    (two.out / "tok_clip@64" / "00002.tar").write_bytes(b"cut")
+    again = replace(two, requests=tuple(replace(one, resume=True) for one in two.requests))
+    events = list(run_ray(again, 1))
+    assert isinstance(start := events[0], Started)
+    assert [re.search("00002.tar has 3 bytes.*is made again", one) is not None for one in start.damaged] == [True]
+    assert again.todo() == []
+    other = replace(again, requests=tuple(replace(one, seed=1) for one in again.requests))
+    with pytest.raises(UsageError, match=r"^[^\n]*seed is 0 there and 1 here[^\n]*$"):
+        list(run_ray(other, 1))
 
 
 def test_ray_that_is_not_installed_is_one_sentence(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +238,7 @@ def test_ray_that_is_not_installed_is_one_sentence(batch: Batch, monkeypatch: py
 
 def block(kind: str) -> str:
     """The block of docs/clusters.md in some language, of which there is one."""
-    text = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    text = (ROOT / "docs" / "clusters.md").read_text()
     (found,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
     return str(found)
 

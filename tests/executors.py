@@ -1,0 +1,116 @@
+"""What tests of executors share: runs in shards, workers that die or hang, and a program `sbatch`."""
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fourm.batch.batches import Batch, plan
+from fourm.batch.local import run_share
+from fourm.data.dataset import Dataset
+from fourm.data.shards import Shard
+from fourm.files.opening import read_bytes
+from fourm.hub.files import find_model, find_sr
+from fourm.inputs.request import Request
+from fourm.output.samples import load_run
+from fourm.results.events import Event
+from fourm.schedule.plan import parse_chain
+from fourm.sources.results import shards_of_run
+from fourm.sources.shards import Reader, list_shards
+from fourm.sources.source import Source
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = "--cond caption --targets tok_clip --steps 2"
+SR_OPTIONS = "--cond tok_clip-tok_rgb --targets tok_rgb@128 --steps 2"
+PROMPTS = ["a small red circle", "a blue square", "a green triangle", "two red squares", "a circle", "a cube"]
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Sends its process a signal while it makes a shard, in so many of the tries."""
+
+    reader: Reader
+    out: Path
+    number: int
+    times: int
+    signal: signal.Signals = signal.SIGKILL
+
+    def read(self, shard: Shard) -> Dataset:
+        if shard.number == self.number:
+            for time_ in range(self.times):
+                try:
+                    (self.out.parent / f"died{time_}").open("x").write(str(os.getpid()))
+                except FileExistsError:
+                    continue
+                threading.Thread(target=self.send, daemon=True).start()
+                break
+        return self.reader.read(shard)
+
+    def send(self) -> None:
+        while not any(path.is_file() for path in (self.out / ".partial").rglob("*.spool")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), self.signal)
+
+
+def generation(folder: Path, out: Path, options: str = OPTIONS, prompts: Sequence[str] = PROMPTS) -> Batch:
+    """A run over prompts, two in each shard."""
+    (folder / "p.txt").write_text("\n".join(prompts))
+    model = find_model("demo")
+    chain = parse_chain(options, model)
+    asked = Source(data=str(folder / "p.txt")), chain.conditions, model, io.BytesIO()
+    return plan([Request(model, chain, (), out, device="cpu")], list_shards(*asked, size=2), "shards", 2)
+
+
+def super_resolution(base: Path, out: Path) -> Batch:
+    """Super-resolution of a folder of shards."""
+    origin, fine = load_run(base), find_sr(find_model("demo"), None)
+    chain = parse_chain(SR_OPTIONS, fine)
+    shards = shards_of_run(origin, chain, fine)
+    request = Request(
+        fine, chain, shards.samples(shards.shards[0]).samples[:1], out, stage="sr", origin=origin.record,
+        device="cpu", input=shards.input,
+    )  # fmt: skip
+    return plan([request], shards, "shards", 2)
+
+
+def elsewhere(batch: Batch, out: Path, number: int = -1, times: int = 0, kind: int = signal.SIGKILL) -> Batch:
+    """The same batch in another folder, with a worker that dies."""
+    reader = Deadly(batch.shards.reader, out, number, times, signal.Signals(kind))
+    requests = tuple(replace(one, out=out) for one in batch.requests)
+    return replace(batch, requests=requests, shards=replace(batch.shards, reader=reader))
+
+
+def run_local(batch: Batch, workers: int = 1) -> list[Event]:
+    batch.open_folder()
+    return list(run_share(batch, batch.share(), workers))
+
+
+def tars(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): read_bytes(path, 1 << 24) for path in out.rglob("*.tar")}
+
+
+def write_sbatch(folder: Path, killed: int = -1) -> None:
+    """A program that runs the four tasks of an array at once, in some order; of one the first try is killed."""
+    wait = 'n=0; until ls two/.partial/*.spool > /dev/null 2>&1; do n=$((n + 1)); [ $n -lt 6000 ]; sleep 0.01; done'
+    folder.mkdir()
+    (folder / "sbatch").write_text(f"""#!/bin/sh -e
+cat > job.sh
+export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=3 SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=4
+for SLURM_ARRAY_TASK_ID in 2 0 3 1; do
+  export SLURM_ARRAY_TASK_ID
+  if [ $SLURM_ARRAY_TASK_ID = {killed} ]; then  # as by a node that fails; --requeue starts it again
+    sh job.sh >> tasks.log 2>&1 & task=$!
+    {wait}
+    kill -KILL $task
+    wait $task || echo "task $SLURM_ARRAY_TASK_ID ended with $?" >> tasks.log
+    [ ! -e two/done/0000$SLURM_ARRAY_TASK_ID.json ]
+  fi
+  sh job.sh >> tasks.log 2>&1
+done
+echo '4711;cluster'
+""")
+    (folder / "sbatch").chmod(0o755)
