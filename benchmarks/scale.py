@@ -1,11 +1,11 @@
 """What `fourm generate --format shards` needs for many prompts: time and memory at the start, and files.
 
-    python -m benchmarks.scale [--prompts 1000,100000,1000000] [--done 1000] [--json FILE]
+    python -m benchmarks.scale [--prompts 1000,100000,1000000] [--shards 1000000] [--done 1000] [--json FILE]
 
 Each start is a command of its own with the embedded model, tokens only: process 7 of 100, until its first
 sample is saved, then it is stopped; *CPU* is its processor time until then (on a busy machine seconds say
-little), memory its peak. `--resume` finds markers and tars that are copies of one real shard. What more
-samples leave is computed from three real shards.
+little), memory its peak. Shards of one sample show what more shards add. `--resume` finds markers and tars
+that are copies of one real shard. What more samples need and leave is computed from these and three real shards.
 """
 
 import argparse
@@ -28,9 +28,9 @@ RANK, SIZE = 7, 100  # of the process that is measured
 STEPS = ("--model", "demo", "--device", "cpu", "--steps", "2", "--batch-size", "8", "--format", "shards")
 TOKENS = (*STEPS, "--targets", "tok_rgb", "--no-decode")
 TWO_TARGETS = (*STEPS, "--targets", "tok_clip-tok_rgb", "--shard-size", "4")
-COMPUTED = (100_000, 100_000_000, 1_000_000_000)  # samples
+COMPUTED = (100_000, 1_000_000, 100_000_000, 1_000_000_000)  # samples
 COLUMNS = {"what": "", "samples": ",d", "seconds": ".2f", "CPU, s": ".2f", "peak, MB": ".0f", "files": ",d",
-           "GB": ".2f"}  # fmt: skip
+           "markers, MB": ".0f", "GB": ".2f"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,16 @@ class Start:
 
     def add(self, table: Table, what: str, samples: int) -> None:
         """Its row."""
-        table.add(what, samples, self.seconds, self.cpu, self.peak / 1e6, None, None)
+        table.add(what, samples, self.seconds, self.cpu, self.peak / 1e6, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What more of something adds to the start of a process."""
+
+    prompt: float  # seconds of processor time for each
+    shard: float
+    memory: float  # bytes for each shard
 
 
 def main() -> None:
@@ -52,6 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", default="1000,100000,1000000", help="numbers of prompts")
+    parser.add_argument("--shards", type=int, default=1_000_000, help="shards of one sample each, at the start")
     parser.add_argument("--done", type=int, default=1000, help="shards that --resume finds done")
     parser.add_argument("--work", type=Path, default=None, help="where temporary files go")
     add_json(parser)
@@ -63,17 +73,28 @@ def main() -> None:
         for count in counts:
             starts[count] = measure_start(Path(work), count)
             starts[count].add(table, f"process {RANK} of {SIZE} to its first sample", count)
+        most = measure_start(Path(work), args.shards, 1)
+        most.add(table, f"the same, in {args.shards:,} shards", args.shards)
         measure_resume(table, Path(work), args.done)
-        few, many = min(starts), max(starts)
-        more = max(0.0, starts[many].cpu - starts[few].cpu) / max(1, many - few)
-        report_files(table, Path(work), starts[few].cpu, more)
+        growth = growth_of(starts[min(starts)], starts[max(starts)], max(starts), most, args.shards)
+        report_files(table, Path(work), starts[min(starts)], growth)
 
 
-def measure_start(work: Path, count: int) -> Start:
-    """The start of one of a hundred processes for so many prompts."""
+def growth_of(least: Start, start: Start, prompts: int, most: Start, shards: int) -> Growth:
+    """What further prompts and shards add to the start with the fewest.
+
+    start: with so many prompts in shards of the usual size; most: with a shard for each of so many prompts.
+    """
+    by_prompt = max(0.0, start.cpu - least.cpu) / prompts
+    rest = most.cpu - least.cpu - by_prompt * shards
+    return Growth(by_prompt, max(0.0, rest) / shards, max(0.0, most.peak - least.peak) / shards)
+
+
+def measure_start(work: Path, count: int, size: int = 0) -> Start:
+    """The start of one of a hundred processes for so many prompts. size: of a shard, by default the usual one."""
     prompts, out = write_prompts(work, count), work / "out"
-    size = str(max(1, min(SHARD_SIZE, count // SIZE)))  # so that each process has a shard
-    share = ("--shard-size", size, "--shard", f"{RANK}/{SIZE}")
+    size = size or max(1, min(SHARD_SIZE, count // SIZE))  # so that each process has a shard
+    share = ("--shard-size", str(size), "--shard", f"{RANK}/{SIZE}")
     started = start(work, "saved", "--data", str(prompts), *TOKENS, *share, "--out", str(out))
     shutil.rmtree(out)
     return started
@@ -99,11 +120,8 @@ def measure_resume(table: Table, work: Path, done: int) -> None:
     shutil.rmtree(out)
 
 
-def report_files(table: Table, work: Path, cpu: float, more: float) -> None:
-    """What is left of many samples with two targets, and what the start of one of a hundred processes takes.
-
-    cpu: processor time of a start with few prompts; more: for each further prompt.
-    """
+def report_files(table: Table, work: Path, least: Start, growth: Growth) -> None:
+    """What is left of many samples with two targets, and what the start of one of a hundred processes takes."""
     out, prompts = work / "out", write_prompts(work, 12)
     subprocess.run(
         command("--data", str(prompts), *TWO_TARGETS, "--out", str(out)),
@@ -122,7 +140,9 @@ def report_files(table: Table, work: Path, cpu: float, more: float) -> None:
         size = count * per_sample + shards * (end + marker)
         what = f"computed: two targets in {shards:,} shards"
         files = others + shards * per_shard
-        table.add(what, count, None, cpu + count * more, None, files, size / 1e9, markers=shards * marker)
+        cpu = least.cpu + count * growth.prompt + shards * growth.shard
+        peak = least.peak + shards * growth.memory
+        table.add(what, count, None, cpu, peak / 1e6, files, shards * marker / 1e6, size / 1e9)
     shutil.rmtree(out)
 
 

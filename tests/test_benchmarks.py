@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import detokenize, scale
+from benchmarks import detokenize, executors, scale
 from benchmarks.gpu import compare
 from benchmarks.gpu.bench import Bench, Cases, count_operations
 from benchmarks.gpu.commands import busy_share, count_results
@@ -64,6 +64,8 @@ def test_starts_and_files_of_runs_in_shards_are_measured(tmp_path: Path) -> None
     words = [
         "--prompts",
         "100,200",
+        "--shards",
+        "50",
         "--done",
         "2",
         "--work",
@@ -73,10 +75,34 @@ def test_starts_and_files_of_runs_in_shards_are_measured(tmp_path: Path) -> None
     ]
     subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], cwd=ROOT, check=True)
     rows = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["samples"] for row in rows] == [100, 200, 3, 3, *scale.COMPUTED]
-    assert all(row["CPU, s"] > 0 < row["peak, MB"] for row in rows[:4])
-    assert rows[4]["files"] <= 700
+    assert [row["samples"] for row in rows] == [100, 200, 50, 3, 3, *scale.COMPUTED]
+    assert all(row["CPU, s"] > 0 < row["peak, MB"] for row in rows)
+    assert rows[5]["files"] <= 700
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.mark.more
+def test_engines_that_hand_out_shards_are_compared_with_plain_processes(tmp_path: Path) -> None:
+    words = ["--rounds", "1", "--shards", "2,4", "--json", str(tmp_path / "x.json")]
+    subprocess.run([sys.executable, "-m", "benchmarks.executors", *words], cwd=ROOT, check=True)
+    rows = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["engine"] for row in rows] == list(executors.ENGINES)
+    assert all(value > 0 for row in rows for value in (*row["cpu, 2 shards"], *row["seconds, 4 shards"]))
+    assert (rows[0]["CPU of the start - plain, s"], rows[0]["CPU of a shard / plain"]) == (0, 1)
+
+
+def test_processor_time_of_the_children_of_a_process_counts() -> None:
+    busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(60)'"
+    process = subprocess.Popen(["sh", "-c", f"{busy} & wait"])
+    tree, end = executors.Tree({process.pid: 0.0}), time.monotonic() + 30
+    while sum(tree.used.values()) < 0.5:
+        assert tree.look()
+        assert time.monotonic() < end
+    process.kill()
+    process.wait()
+    (child,) = tree.used.keys() - {process.pid}
+    assert tree.look()  # a child whose parent has ended
+    os.kill(child, signal.SIGKILL)
 
 
 def test_bytes_of_the_members_of_a_tar_are_those_before_its_end(tmp_path: Path) -> None:
