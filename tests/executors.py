@@ -93,24 +93,45 @@ def tars(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): read_bytes(path, 1 << 24) for path in out.rglob("*.tar")}
 
 
-def write_sbatch(folder: Path, killed: int = -1) -> None:
-    """A program that runs the four tasks of an array at once, in some order; of one the first try is killed."""
-    wait = 'n=0; until ls two/.partial/*.spool > /dev/null 2>&1; do n=$((n + 1)); [ $n -lt 6000 ]; sleep 0.01; done'
-    folder.mkdir()
-    (folder / "sbatch").write_text(f"""#!/bin/sh -e
-cat > job.sh
-export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=3 SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=4
-for SLURM_ARRAY_TASK_ID in 2 0 3 1; do
+SBATCH = """#!/bin/sh -e
+for file in "$@"; do :; done  # the last argument is a script, or an option where that is the input
+[ -f "$file" ] && cat "$file" > submitted.sh || cat > submitted.sh
+last=$(sed -n 's/^#SBATCH.* *--array=0-\\([0-9]*\\).*/\\1/p' submitted.sh)
+export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=$((last + 1))
+for SLURM_ARRAY_TASK_ID in $(seq $last -1 0); do
   export SLURM_ARRAY_TASK_ID
-  if [ $SLURM_ARRAY_TASK_ID = {killed} ]; then  # as by a node that fails; --requeue starts it again
-    sh job.sh >> tasks.log 2>&1 & task=$!
-    {wait}
+  if [ $SLURM_ARRAY_TASK_ID = KILLED ]; then  # as by a node that fails; --requeue starts it again
+    sh submitted.sh >> tasks.log 2>&1 & task=$!
+    n=0
+    until ls two/.partial/*.spool > /dev/null 2>&1; do n=$((n + 1)); [ $n -lt 6000 ]; sleep 0.01; done
     kill -KILL $task
     wait $task || echo "task $SLURM_ARRAY_TASK_ID ended with $?" >> tasks.log
     [ ! -e two/done/0000$SLURM_ARRAY_TASK_ID.json ]
   fi
-  sh job.sh >> tasks.log 2>&1
+  sh submitted.sh >> tasks.log 2>&1
 done
 echo '4711;cluster'
-""")
-    (folder / "sbatch").chmod(0o755)
+"""
+SRUN = """#!/bin/sh -e
+count=${1#--ntasks=}
+shift
+for task in $(seq 0 $((count - 1))); do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=$count "$@"
+done
+"""
+
+
+def write_sbatch(folder: Path, killed: int = -1) -> None:
+    """A program that runs the tasks of an array at once, the last first; of one the first try is killed."""
+    _write(folder / "sbatch", SBATCH.replace("KILLED", str(killed)))
+
+
+def write_srun(folder: Path) -> None:
+    """A program that runs the tasks of a step, one after the other."""
+    _write(folder / "srun", SRUN)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)

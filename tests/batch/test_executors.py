@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fourm.batch.batches import Batch
 from fourm.batch.dispatch import TRIES
@@ -22,7 +21,7 @@ from fourm.batch.worker import Report
 from fourm.errors import FourMError, UsageError
 from fourm.results.events import Event, Failed, Finished, Lost, Saved, Started
 from fourm_cli.app import main
-from tests.executors import OPTIONS, PROMPTS, ROOT, elsewhere, generation, run_local, tars, write_sbatch
+from tests.executors import OPTIONS, ROOT, elsewhere, generation, run_local, tars, write_sbatch
 
 
 @pytest.fixture
@@ -176,7 +175,7 @@ def test_an_array_of_slurm_makes_what_one_process_makes(
     said = capfd.readouterr()
     assert said.out == "two\n"
     assert "job 4711: 4 tasks; `fourm status two` says how far it is" in said.err
-    assert (tmp_path / "job.sh").read_text() == script
+    assert (tmp_path / "submitted.sh").read_text() == script
     assert "process 3 of 4: 1 of 4 shards" in (tmp_path / "tasks.log").read_text()
     typed(monkeypatch, "--shard-size", "2", "--out", "alone")
     assert tars(tmp_path / "two") == tars(tmp_path / "alone")
@@ -234,33 +233,6 @@ def test_ray_that_is_not_installed_is_one_sentence(batch: Batch, monkeypatch: py
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(FourMError, match=r"pip install 'fourm\[ray\]'"):
         list(run_ray(batch, 2))
-
-
-def block(kind: str) -> str:
-    """The block of docs/clusters.md in some language, of which there is one."""
-    text = (ROOT / "docs" / "clusters.md").read_text()
-    (found,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
-    return str(found)
-
-
-def test_the_example_of_a_worker_in_another_engine_runs(
-    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
-    exec(block("python"), {})
-    assert re.fullmatch(r"00000 1 0 [0-9.]+\n", capfd.readouterr().out)
-    assert sorted(tars(tmp_path / "out")) == [
-        f"{name}/00000.tar" for name in ("caption", "clip", "rgb", "tok_clip@64", "tok_rgb@64")
-    ]
-
-
-def test_the_manifest_for_kubernetes_divides_the_work_by_its_completions() -> None:
-    job = yaml.safe_load(block("yaml"))
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
-    assert container["command"][-2:] == ["--shard", f"k8s/{job['spec']['completions']}"]
-    assert container["command"][:2] == ["fourm", "generate"]
 
 
 @pytest.mark.parametrize(

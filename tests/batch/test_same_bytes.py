@@ -145,6 +145,6 @@ def test_four_tasks_of_slurm(
         main()
     log = (tmp_path / "tasks.log").read_text()
     assert end.value.code == 0, log
-    assert re.findall(r"process (\d) of 4: 1 of 4 shards", log) == [*"20", *"3" * (1 + (killed == 3)), "1"]
+    assert re.findall(r"process (\d) of 4: 1 of 4 shards", log) == [*"3" * (1 + (killed == 3)), *"210"]
     assert ("task 3 ended with 137" in log) == (killed == 3)
     check(tmp_path / "two", whole)
