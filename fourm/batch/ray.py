@@ -95,7 +95,9 @@ def run_ray(batch: Batch, workers: int, gpus_per_worker: float | None = None) ->
         return _Remote(ray, fresh.pop() if fresh else kind.remote(batch))
 
     def wait(remotes: list[_Remote]) -> list[_Remote]:
-        ready = ray.wait([one.stream for one in remotes])[0]
+        streams = [one.stream for one in remotes]
+        ray.wait(streams)
+        ready = ray.wait(streams, num_returns=len(streams), timeout=0)[0]
         return [one for one in remotes if one.stream in ready]
 
     try:
