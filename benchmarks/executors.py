@@ -13,7 +13,6 @@ import hashlib
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,8 @@ ENGINES: Mapping[str, Sequence[Sequence[str]]] = {  # of each command that is st
 }
 SBATCH = """#!/bin/sh
 cat > "$0.job"
-export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX={last} SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT={count}
+export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX={last}
+export SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT={count}
 for task in $(seq 0 {last}); do SLURM_ARRAY_TASK_ID=$task sh "$0.job" > /dev/null & done
 wait
 echo 1
@@ -107,7 +107,8 @@ def report(table: Table, runs: Mapping[tuple[str, int], list[Used]], few: int, m
         (start, shard), (start_cpu, shard_cpu) = lines
         plain = plain or [start_cpu, shard_cpu]
         table.add(
-            name, start, start_cpu, 1000 * shard, 1000 * shard_cpu, start_cpu - plain[0], shard_cpu / plain[1],
+            name, start, start_cpu, 1000 * shard, 1000 * shard_cpu,
+            start_cpu - plain[0], shard_cpu / plain[1],
             **{f"{what}, {count} shards": [getattr(used, what) for used in runs[name, count]]
                for what in ("seconds", "cpu") for count in (few, many)},
         )  # fmt: skip

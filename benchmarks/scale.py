@@ -5,7 +5,8 @@
 Each start is a command of its own with the embedded model, tokens only: process 7 of 100, until its first
 sample is saved, then it is stopped; *CPU* is its processor time until then (on a busy machine seconds say
 little), memory its peak. Shards of one sample show what more shards add. `--resume` finds markers and tars
-that are copies of one real shard. What more samples need and leave is computed from these and three real shards.
+that are copies of one real shard. What more samples need and leave is computed from these and from three
+real shards.
 """
 
 import argparse
@@ -61,7 +62,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", default="1000,100000,1000000", help="numbers of prompts")
-    parser.add_argument("--shards", type=int, default=1_000_000, help="shards of one sample each, at the start")
+    parser.add_argument(
+        "--shards", type=int, default=1_000_000, help="shards of one sample each, at the start"
+    )
     parser.add_argument("--done", type=int, default=1000, help="shards that --resume finds done")
     parser.add_argument("--work", type=Path, default=None, help="where temporary files go")
     add_json(parser)
@@ -91,7 +94,7 @@ def growth_of(least: Start, start: Start, prompts: int, most: Start, shards: int
 
 
 def measure_start(work: Path, count: int, size: int = 0) -> Start:
-    """The start of one of a hundred processes for so many prompts. size: of a shard, by default the usual one."""
+    """The start of one of a hundred processes for so many prompts. size: of a shard, if not the usual one."""
     prompts, out = write_prompts(work, count), work / "out"
     size = size or max(1, min(SHARD_SIZE, count // SIZE))  # so that each process has a shard
     share = ("--shard-size", str(size), "--shard", f"{RANK}/{SIZE}")
@@ -121,7 +124,7 @@ def measure_resume(table: Table, work: Path, done: int) -> None:
 
 
 def report_files(table: Table, work: Path, least: Start, growth: Growth) -> None:
-    """What is left of many samples with two targets, and what the start of one of a hundred processes takes."""
+    """What many samples with two targets leave, and what the start of one of a hundred processes takes."""
     out, prompts = work / "out", write_prompts(work, 12)
     subprocess.run(
         command("--data", str(prompts), *TWO_TARGETS, "--out", str(out)),

@@ -37,7 +37,7 @@ class Deadly:
     out: Path
     number: int
     times: int
-    signal: signal.Signals = signal.SIGKILL
+    kind: signal.Signals = signal.SIGKILL
 
     def read(self, shard: Shard) -> Dataset:
         if shard.number == self.number:
@@ -53,7 +53,7 @@ class Deadly:
     def send(self) -> None:
         while not any(path.is_file() for path in (self.out / ".partial").rglob("*.spool")):
             time.sleep(0.001)
-        os.kill(os.getpid(), self.signal)
+        os.kill(os.getpid(), self.kind)
 
 
 def generation(folder: Path, out: Path, options: str = OPTIONS, prompts: Sequence[str] = PROMPTS) -> Batch:
@@ -97,7 +97,8 @@ SBATCH = """#!/bin/sh -e
 for file in "$@"; do :; done  # the last argument is a script, or an option where that is the input
 [ -f "$file" ] && cat "$file" > submitted.sh || cat > submitted.sh
 last=$(sed -n 's/^#SBATCH.* *--array=0-\\([0-9]*\\).*/\\1/p' submitted.sh)
-export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=$((last + 1))
+export SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=$last
+export SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=$((last + 1))
 for SLURM_ARRAY_TASK_ID in $(seq $last -1 0); do
   export SLURM_ARRAY_TASK_ID
   if [ $SLURM_ARRAY_TASK_ID = KILLED ]; then  # as by a node that fails; --requeue starts it again

@@ -55,7 +55,7 @@ def dispatch(
     """Make shards by so many workers at a time; the events of all of them, without those in NOT_TOLD.
 
     start: starts a worker in a place, 0 to count - 1; wait: waits until some of these workers say something.
-    A worker that dies is replaced, and its shard is given out again, TRIES times in all, after as many others as
+    A worker that dies is replaced; its shard is given out again, TRIES times in all, after as many others as
     there are places: so another worker gets it where one can. Workers end with this generator.
     """
     left, tries, places = deque(todo), Counter[int](), [_Place(number) for number in range(count)]

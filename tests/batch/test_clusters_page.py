@@ -1,4 +1,4 @@
-"""docs/clusters.md: its commands are typed as they stand, with programs in the place of SLURM's; its manifest is valid."""
+"""docs/clusters.md: its commands are typed as they stand, its example and its manifest are what they say."""
 
 import os
 import re
@@ -47,7 +47,9 @@ def test_every_command_works_as_written_and_makes_the_same_tars(path: str, tmp_p
 class Here:
     """An engine in this process."""
 
-    def __init__(self, workers: int, context: object, begin: Callable[..., None], given: tuple[Any, ...]) -> None:
+    def __init__(
+        self, workers: int, context: object, begin: Callable[..., None], given: tuple[Any, ...]
+    ) -> None:
         begin(*given)
 
     def __enter__(self) -> "Here":

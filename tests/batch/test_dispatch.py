@@ -1,4 +1,4 @@
-"""Shards are given to workers, of which some die, die always, or hang: each shard is made once, or reported."""
+"""Shards are given to workers, of which some die or hang: each shard is made once, or reported."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -222,7 +222,9 @@ def test_an_actor_of_ray_that_dies_is_replaced_until_its_shard_is_given_up(
     again = replace(two, requests=tuple(replace(one, resume=True) for one in two.requests))
     events = list(run_ray(again, 1))
     assert isinstance(start := events[0], Started)
-    assert [re.search("00002.tar has 3 bytes.*is made again", one) is not None for one in start.damaged] == [True]
+    assert [re.search("00002.tar has 3 bytes.*is made again", one) is not None for one in start.damaged] == [
+        True
+    ]
     assert again.todo() == []
     other = replace(again, requests=tuple(replace(one, seed=1) for one in again.requests))
     with pytest.raises(UsageError, match=r"^[^\n]*seed is 0 there and 1 here[^\n]*$"):

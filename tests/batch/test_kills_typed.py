@@ -1,4 +1,4 @@
-"""The command line is killed while it makes shards, at any moment; --resume leaves the bytes of a run that was not."""
+"""The command line is killed while it makes shards; --resume leaves the bytes of a run that was not."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from fourm.output.markers import read_markers
 PROMPTS = ["a small red circle", "a blue square", "a green triangle", "two red squares", "a circle"]
 WORDS = ["generate", "--data", "p.txt", "--targets", "tok_clip-tok_rgb", "--steps", "1-1", "--no-decode",
          "--device", "cpu", "--shard-size", "2", "--out", "out", "--resume", "--quiet"]  # fmt: skip
-# What the appearance of which a kill follows: of a member, of a tar that grows, of what is renamed into place.
-TRIGGERS = (".partial/*.spool", ".partial/*.{ending}", "*/0000{n}.{ending}", "0000{n}.{ending}", ".partial/*.json",
-            "done/0000{n}.json", "run.json")  # fmt: skip
+# Files, which a kill follows: of results, a tar that grows and that is in place, markers, the record.
+TRIGGERS = (".partial/*.spool", ".partial/*.{ending}", "*/0000{n}.{ending}", "0000{n}.{ending}",
+            ".partial/*.json", "done/0000{n}.json", "run.json")  # fmt: skip
 LATEST = 3  # milliseconds between the appearance and the kill
 server = get_context("forkserver")
 server.set_forkserver_preload(["fourm.batch.local", "fourm_cli.app"])
