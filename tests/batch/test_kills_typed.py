@@ -69,7 +69,7 @@ def made(out: Path) -> dict[str, object]:
         if path.is_file():
             data = path.read_bytes()
             facts = json.loads(data) if path.suffix == ".json" else None
-            varies = ("seconds", "sha256", "identity", "started")
+            varies = ("seconds", "sha256", "identity", "created")
             found[path.relative_to(out).as_posix()] = (
                 {name: fact for name, fact in facts.items() if name not in varies} if facts else data
             )
