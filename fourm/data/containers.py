@@ -13,7 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.dataset import COMPRESSED_SUFFIXES, PICTURE_SUFFIXES, entries_below, leads_to_folder
+from fourm.data.dataset import (
+    COMPRESSED_SUFFIXES,
+    PICTURE_SUFFIXES,
+    entries_below,
+    expand_pattern,
+    leads_to_folder,
+)
 from fourm.data.layout import Key
 from fourm.data.prompts import missing_file
 from fourm.errors import SampleError, UsageError, printable
@@ -103,7 +109,7 @@ def find_containers(text: str) -> tuple[Container, ...]:
     if os.path.lexists(text):
         return name_containers([Path(text)], Path(text).parent)
     names = expand_braces(text)
-    listed = [sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] for name in names]
+    listed = [expand_pattern(name) if glob.has_magic(name) else [name] for name in names]
     found = [Path(name) for each in listed for name in each]
     if not found:
         raise UsageError(f"{printable(text)}: matches nothing")

@@ -3,6 +3,7 @@
 The path of a tar shard's member treats the shard as a folder: `rgb/shard-00000.tar/000017.png`.
 """
 
+import glob
 import itertools
 import os
 import unicodedata
@@ -292,6 +293,23 @@ def entries_below(
             if is_folder:
                 todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
             yield folder, entry, is_folder
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """The paths that a pattern with `*`, `?`, `[...]` and `**` names, sorted.
+
+    As `glob.glob` finds them, but a circle of links below `**` ends.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    at, found = parts.index("**"), set[str]()
+    head, tail = os.path.join("", *parts[:at]), parts[at + 1 :] or ("*",)
+    for top in expand_pattern(head) if glob.has_magic(head) else [head]:
+        entries = entries_below(Path(top or "."), {}) if os.path.isdir(top or ".") else ()
+        for folder in {"", *(folder for folder, _, _ in entries)}:
+            found.update(expand_pattern(os.path.join(glob.escape(os.path.join(top, folder)), *tail)))
+    return sorted(found)
 
 
 def walk(top: Path, found: Listing) -> None:

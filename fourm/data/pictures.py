@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.dataset import PICTURE_SUFFIXES, entries_below
+from fourm.data.dataset import PICTURE_SUFFIXES, entries_below, expand_pattern
 from fourm.data.layout import Key
 from fourm.data.prompts import missing_file
 from fourm.errors import UsageError, printable
@@ -229,7 +229,7 @@ def _matching(pattern: str, passed: _PassedOver) -> tuple[Path, list[Path]]:
     """The folder before the first wildcard, and the pictures that match, or lie in folders that do."""
     parts = Path(pattern).parts
     root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    matches = sorted(glob.glob(pattern, recursive=True))
+    matches = expand_pattern(pattern)
     if not matches:
         raise UsageError(f"{pattern}: matches nothing")
     found = dict[Path, None]()
