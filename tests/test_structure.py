@@ -75,6 +75,13 @@ def test_every_module_is_in_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_few_files_and_not_too_many_lines(room: str) -> None:
+    files = [path for path in (ROOT / "fourm" / room).glob("*.py") if path.name != "__init__.py"]
+    assert 4 <= len(files) <= 10
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in files) <= 3200
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_public_names_of_rooms_before_it(room: str) -> None:
     before = {"", room, *ROOMS[: ROOMS.index(room)]}
     public = set[tuple[str, str]]().union(*(public_of(one) for one in ROOMS[: ROOMS.index(room)]))
