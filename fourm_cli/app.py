@@ -83,7 +83,8 @@ def main() -> None:
     except InterruptedRun as interrupt:
         named = next((word for word in words if not word.startswith("-")), "")
         told = getattr(interrupt, "__notes__", [])
-        if named in CONTINUED and not MAKES_NOTHING & set(words):
+        is_told = any(text.startswith("to go on") for text in told)
+        if named in CONTINUED and not is_told and not MAKES_NOTHING & set(words):
             told = [*(told or ["what was finished is kept"]), "the same command goes on"]
         print(f"fourm: {one_line('; '.join(['interrupted', *told]))}", file=sys.stderr)
         code = 128 + int(interrupt.args[0])

@@ -5,22 +5,20 @@ import os
 import re
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourm.data.shards import FILES, SHARD_SIZE
+from fourm.data.shards import FILES
 from fourm.errors import UsageError, near_match
-from fourm.files.opening import local_name, local_path, output_path, real
+from fourm.files.opening import local_name, output_path, real
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
-from fourm_cli.console import counted
-from fourm_cli.making import follow, make
+from fourm_cli.making import make, make_tokens
 from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
 from fourm_cli.sharding import Sharded
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from fourm.inputs.origins import Replay
     from fourm.inputs.request import Request
     from fourm.output.samples import Run
-    from fourm.results.events import Event
     from fourm.schedule.chain import Chain
     from fourm.schedule.keeps import Keep
     from fourm.sources.source import Source
@@ -48,7 +45,7 @@ def generate(
     sr_model: str | None = None, machine: options.Machine, engine: options.Engine,
     configs: options.ConfigFiles, num_variations: int | None = None, seed: int | None = None,
     fit: str | None = None, weights: str | None = None, out: options.Out | None = None,
-    writing: options.Writing, dry_run: bool = False, report: options.Report,
+    layout: options.Layout, writing: options.Writing, dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -73,26 +70,26 @@ def generate(
     schedule = {"cond_domains": "none", **schedule} if inputs.is_empty else schedule
     settings = read_settings(configs.paths, schedule)
     run_settings = settings.run
-    out = writing.choose_out(out, run_settings.folder)
+    out = layout.choose_out(out, run_settings.folder)
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO
     files = _with_parts(find_model(name if model is None else model), machine, run_settings)
     if replay is not None:
         _check_replay({
             **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
-            "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights,
-            "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
+            "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights, "--fit": fit,
+            "configuration files": configs.paths, "--sr-model": sr_model, **layout.named(), **writing.named(),
         })  # fmt: skip
-        again = _repeat(replay, files, _requester(machine, writing, run_settings, out))
+        again = _repeat(replay, files, _requester(machine, layout, writing, run_settings, out))
         make(*again, report, dry_run, engine=engine)
         return
     source = inputs.source(run_settings, num_variations or run_settings.num_variations or 1, files)
     settings = replace(settings, base=given.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
-    make_request = _requester(machine, writing, run_settings, out, source.data)
+    make_request = _requester(machine, layout, writing, run_settings, out, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
-    dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, writing)
+    dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, layout)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
@@ -119,7 +116,8 @@ def sr(
     *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
     machine: options.Machine, engine: options.Engine, config: Path | None = None,
     sr_config: Path | None = None, num_variations: int | None = None, seed: int | None = None,
-    weights: str | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
+    weights: str | None = None, out: Path | None = None, layout: options.Layout, writing: options.Writing,
+    report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -144,12 +142,12 @@ def sr(
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     is_beside = out is None or real(out) == real(root)
-    dataset, sharded = _read_sr(root, origin, chain, files, data or (), writing, is_beside)
+    dataset, sharded = _read_sr(root, origin, chain, files, data or (), layout, is_beside)
     variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    make_request = _requester(machine, writing, settings.run, options.Out(out or root))
+    make_request = _requester(machine, layout, writing, settings.run, options.Out(out or root))
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
@@ -166,22 +164,30 @@ def sr(
 
 
 @with_options(
-    folder=argument("A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", "DIR", parser=local_path,
-                    show_default=False),
+    data=argument(
+        "A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT; tars with KEY.jpg, KEY.depth.png ... "
+        "('{00000..00099}.tar'), Parquet files, a folder of them, hf://datasets/OWNER/NAME, s3://bucket/x.",
+        "DATA", parser=given.parse_data, show_default=False),
     modalities=option("Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.",
                       "NAMES", INPUT),
+    map=given.OPTIONS["map"],
     crops=option(
         "Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
         "else 1.", "N", RUN),
     min_scale=option("Smallest share of a picture's area that a random crop shows.", "SHARE", RUN),
     batch_size="Samples read together. It changes no result.",
-    out="Where folders of tokens go. By default DIR.",
-    overwrite="Make token files anew that are there.",
+    out=option("Where tokens go. By default DATA, if that is a folder of folders and results are files; else "
+               "the first free of out/001, out/002, ... Shards also go to an object store.", "DIR", OUTPUT,
+               parser=options.parse_out),
+    resume="Do what an earlier run in shards left undone; token files are always continued.",
+    overwrite="Make tokens anew that are there.",
+    dry_run=option("Only say what would be made; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def tokenize(
-    *, folder: Path, modalities: str | None = None, model: str | None = None, machine: options.Machine,
-    crops: int | None = None, min_scale: float = 0.8, fit: str | None = None, seed: int | None = None,
-    out: Path | None = None, overwrite: bool = False, report: options.Report,
+    *, data: str, modalities: str | None = None, map: list[str] | None = None, model: str | None = None,
+    machine: options.Machine, engine: options.Engine, crops: int | None = None, min_scale: float = 0.8,
+    fit: str | None = None, seed: int | None = None, out: options.Out | None = None, layout: options.Layout,
+    dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
 
@@ -191,43 +197,40 @@ def tokenize(
         fourm tokenize DATASET
         fourm tokenize DATASET/train --modalities rgb-depth-normal --model 4m-21-b
         fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
+        fourm tokenize 'in/{00000..00099}.tar' --format shards --workers 4 --out tokens
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
+    from fourm.data.dataset import Dataset
     from fourm.hub.files import find_model
     from fourm.inputs.request import TokenizeRequest, parse_world
-    from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers
+    from fourm.sources.raw import find_raw
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = _with_parts(files, machine, RunSettings())
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
-    found = find_raw_folders(folder, files, names)
-    out = out or output_path(folder)
-    dataset = list_raw_samples(folder, out, found)
+    raw, is_sharded = find_raw(data, given.parse_map(map or ()), files, names), layout.check_format()
+    out = layout.choose_out(out, None if is_sharded or not raw.is_folder else output_path(data))
+    world = parse_world(machine.shard, os.environ)
+    folder = _choose_folder(layout, out.folder if out else None, world.size, data)
+    dataset, sharded = (Dataset(()) if is_sharded else raw.samples(folder)), None
+    if is_sharded:
+        shards = raw.shards(layout.size)
+        dataset = Dataset((), shards.incomplete, shards.notes)
+        sharded = Sharded(shards, layout.format, layout.size, layout.retry_failed)
     request = TokenizeRequest(
-        files, tuple(found), dataset.samples, out, num_crops=crops, min_scale=min_scale, seed=seed or 0,
-        batch_size=options.parse_batch_size(machine.batch_size), device=machine.device or "auto",
-        dtype=machine.dtype or AUTO, attention=machine.attention, compile=machine.compile_blocks,
-        overwrite=overwrite,
-        world=parse_world(machine.shard, os.environ), fit=options.parse_fit(fit),
-    )  # fmt: skip
-    counts = Counter(name for sample in dataset.samples for name in sample.files)
-    made = ", ".join(row.name for row in found)
-    notes = [f"fourm: {files.name}, {counted(len(dataset.samples), 'sample')} -> {made}"]
-    notes += [f"{name} -> {row.name}: {counted(counts[row.name], 'file')}" for row, name in found.items()]
-    missing = missing_tokenizers(folder, files) if names is None else ()
-    notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
-
-    def begin() -> "list[Iterator[Event]]":
-        from fourm.runs.tokenizing import tokenize_dataset
-
-        return [tokenize_dataset(request)]
-
-    follow(begin, request, notes, report, request.world.describe_share(len(dataset.samples)))
+        files, tuple(raw.places), dataset.samples, folder, num_crops=crops, min_scale=min_scale,
+        seed=seed or 0, batch_size=options.parse_batch_size(machine.batch_size),
+        device=machine.device or "auto", dtype=machine.dtype or AUTO, attention=machine.attention,
+        compile=machine.compile_blocks, overwrite=layout.overwrite, world=world,
+        fit=options.parse_fit(fit), resume=layout.resume, command=("fourm", *sys.argv[1:]),
+        store=out.store if out else "",
+    ).staged()  # fmt: skip
+    make_tokens(request, raw, dataset, report, dry_run, sharded, engine)
 
 
 def _read_input(
     source: "Source", chain: "Chain", files: "ModelFiles", later: "Sequence[Keep]",
-    inputs: given.SampleOptions, writing: options.Writing,
+    inputs: given.SampleOptions, layout: options.Layout,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
     """The samples; of an input in shards, only those that had to be listed, and its shards."""
     from fourm.data.dataset import Dataset
@@ -235,19 +238,18 @@ def _read_input(
     from fourm.sources.shards import list_shards
 
     asked = source, chain.conditions, files, sys.stdin.buffer, chain.raw, chain.keeps, later
-    if not writing.check_format():
+    if not layout.check_format():
         return read_samples(*asked), None
     if inputs.only is not None:
         raise UsageError(f"--only {inputs.only}: chooses samples, but shards are made whole")
-    size = writing.shard_size or SHARD_SIZE
-    found = list_shards(*asked, size)
+    found = list_shards(*asked, layout.size)
     dataset = Dataset(tuple(found.listed), found.incomplete, found.notes, found.input)
-    return dataset, Sharded(found, writing.format, size, writing.retry_failed)
+    return dataset, Sharded(found, layout.format, layout.size, layout.retry_failed)
 
 
 def _read_sr(
     root: Path, origin: "Run | None", chain: "Chain", files: "ModelFiles", data: Sequence[str],
-    writing: options.Writing, is_beside: bool,
+    layout: options.Layout, is_beside: bool,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
     """The samples of a folder as conditions of super-resolution; with shards, those of one that has some."""
     from fourm.data.dataset import Dataset
@@ -255,17 +257,17 @@ def _read_sr(
     from fourm.sources.results import shards_of_run
     from fourm.sources.shards import shards_of_samples
 
-    made, is_asked = origin.record if origin else None, writing.check_format()
+    made, is_asked = origin.record if origin else None, layout.check_format()
     there = made.layout if made is not None else FILES
-    form = writing.format if is_asked else there
+    form = layout.format if is_asked else there
     if is_beside and form != there:
         raise UsageError(f"--format {form}: {root} holds {there}; --out puts the results elsewhere")
-    size = writing.shard_size or (made.shard_size if made else None) or SHARD_SIZE
+    size = layout.shard_size or (made.shard_size if made else None) or layout.size
     if origin is None or there == FILES:
         dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer, data)
         if not is_asked:
             return dataset, None
-        return dataset, Sharded(shards_of_samples(dataset, size), form, size, writing.retry_failed)
+        return dataset, Sharded(shards_of_samples(dataset, size), form, size, layout.retry_failed)
     if chain.keeps or data:
         what = "is made from results alone where those are in shards"
         raise UsageError(f"--keep and --data: {root}: super-resolution {what}; leave them out")
@@ -273,7 +275,7 @@ def _read_sr(
     some = next(filter(None, (found.samples(shard).samples for shard in found.shards)), ())
     if not some:
         raise UsageError(f"{root}: all samples of its run have failed")
-    return Dataset(some, (), found.notes, found.input), Sharded(found, form, size, writing.retry_failed)
+    return Dataset(some, (), found.notes, found.input), Sharded(found, form, size, layout.retry_failed)
 
 
 def _check_replay(used: Mapping[str, object]) -> None:
@@ -283,7 +285,7 @@ def _check_replay(used: Mapping[str, object]) -> None:
 
 
 def _requester(
-    machine: options.Machine, writing: options.Writing, settings: RunSettings,
+    machine: options.Machine, layout: options.Layout, writing: options.Writing, settings: RunSettings,
     out: options.Out | None, data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
     """`Request` with the arguments that options and YAML files (`settings`) decide; callers add the others.
@@ -293,10 +295,10 @@ def _requester(
     from fourm.inputs.request import Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
-    folder = _choose_folder(writing, out.folder if out else None, world.size, data)
+    folder = _choose_folder(layout, out.folder if out else None, world.size, data)
     return partial(
         Request, out=folder, store=out.store if out else "", world=world,
-        command=("fourm", *sys.argv[1:]), resume=writing.resume, overwrite=writing.overwrite,
+        command=("fourm", *sys.argv[1:]), resume=layout.resume, overwrite=layout.overwrite,
         batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(settings.device or "auto"),
         dtype=machine.dtype or settings.dtype or AUTO,
@@ -308,16 +310,16 @@ def _requester(
     )  # fmt: skip
 
 
-def _choose_folder(writing: options.Writing, out: Path | None, num_ranks: int, data: str | None) -> Path:
+def _choose_folder(layout: options.Layout, out: Path | None, num_ranks: int, data: str | None) -> Path:
     """The output folder: `out`, or the first of out/001, out/002, ... that does not exist."""
     if out is None:
         if num_ranks > 1:
             raise UsageError("--out is missing; several processes need to agree on it")
-        if writing.resume or writing.overwrite:
+        if layout.resume or layout.overwrite:
             raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
         numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
         return next(path for path in numbers if not path.exists())
-    if writing.overwrite and data is not None:
+    if layout.overwrite and data is not None:
         path, root = real(Path(data)), real(out)
         # --overwrite deletes folders of results; a file directly in the output folder stays.
         if path.is_file() and path.is_relative_to(root) and path.parent != root:

@@ -89,7 +89,7 @@ class SampleOptions:
         return classify_source(
             Source(
                 (*words, *typed), data, self.column, self.num_samples or files.num_samples, subset_seed,
-                variations, paths, upright=self.upright, endings=_parse_map(self.map or ()),
+                variations, paths, upright=self.upright, endings=parse_map(self.map or ()),
             ),
             model,
         )  # fmt: skip
@@ -101,7 +101,7 @@ class SampleOptions:
                 "--only": self.only}  # fmt: skip
 
 
-def _parse_map(texts: Sequence[str]) -> dict[str, str]:
+def parse_map(texts: Sequence[str]) -> dict[str, str]:
     """Endings or columns and the modality of each, as `--map` gives them."""
     found = dict[str, str]()
     for text in texts:

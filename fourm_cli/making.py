@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.inputs.request import Request, TokenizeRequest
     from fourm.results.events import Event
+    from fourm.sources.raw import RawInput
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -41,54 +43,121 @@ def make(
     sharded: Sharded | None = None, engine: options.Engine = options.Engine(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
-    from fourm.output.joining import check_free, check_output
-    from fourm.output.processes import Launch, now, remove_empty
-
-    request = requests[0]
-    engine.check(sharded is not None, request.world.size)
+    quiet_library(report.quiet or requests[0].world.group_rank > 0)
+    for one in requests:
+        read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
 
     def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, run
 
-        if sharded is not None:
-            _note_dtype(request, report)
-            return [sharded.begin(requests, engine)]
         runs = _with_sr(requests)
-        _note_dtype(request, report)
+        _note_dtype(requests[0], report)
         for sr_run in runs[1:]:
             job = check(sr_run)  # what is wrong with it is said before the first begins
-            if job.request.overwrite or not (request.out / job.request.record).exists():
+            if job.request.overwrite or not (job.request.out / job.request.record).exists():
                 check_weights(job)
         return [run(one) for one in runs]
 
-    for one in requests:
-        read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
-    log, world = report.log_json, request.world
-    if log is not None and real(log).is_relative_to(real(request.out)):
-        raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
-    quiet_library(report.quiet or world.group_rank > 0)
-    launch = Launch(world.rank, world.size, now())
-    if sharded is not None and engine.executor == "slurm":
-        check_free(request.out, replace(launch, size=2), request.resume, request.overwrite, request.record)
-        sharded.submit(
-            request, engine, [] if report.quiet else _notes(requests, dataset, sharded), report, dry_run
-        )
+    notes = _notes(requests, dataset, sharded)
+    if sharded is not None:
+        make_shards(requests, sharded, engine, notes, report, dry_run)
         return
+    request, world = requests[0], requests[0].world
+    engine.check(False, world.size)
+    _check_log(request, report)
     if dry_run:
-        check_free(request.out, launch, request.resume, request.overwrite, request.record)
-        _print_plan(requests, _notes(requests, dataset, sharded), report, sharded)
+        _check_free(request, world.size)
+        _print_plan(requests, notes, report)
         return
+    share = world.describe_share(len(request.samples), len(request.variations))
+    _make_in_folder(begin, request, notes, report, share)
+
+
+def make_shards(
+    requests: "Sequence[Request | TokenizeRequest]", sharded: Sharded, engine: options.Engine,
+    notes: Iterable[str], report: options.Report, dry_run: bool,
+) -> None:  # fmt: skip
+    """Check where shards go, and make them or have them made by an engine."""
+    request, world = requests[0], requests[0].world
+    quiet_library(report.quiet or world.group_rank > 0)
+    engine.check(True, world.size)
+    _check_log(request, report)
+    notes = () if report.quiet else notes
+    if engine.executor == "slurm":
+        _check_free(request, 2)
+        sharded.submit(request, engine, notes, report, dry_run)
+    elif dry_run:
+        _check_free(request, world.size)
+        for text in notes:
+            note(text)
+        sharded.print_plan(requests, report)
+    else:
+
+        def begin() -> "list[Iterator[Event]]":
+            _note_dtype(request, report)
+            return [sharded.begin(requests, engine)]
+
+        _make_in_folder(begin, request, notes, report, sharded.describe_share(world), always=True)
+
+
+def make_tokens(
+    request: "TokenizeRequest", raw: "RawInput", dataset: "Dataset", report: options.Report, dry_run: bool,
+    sharded: Sharded | None, engine: options.Engine,
+) -> None:  # fmt: skip
+    """Turn values into tokens, in files that are kept or in shards."""
+    notes = _token_notes(request, raw, dataset, sharded)
+    if sharded is not None:
+        make_shards([request], sharded, engine, notes, report, dry_run)
+        return
+    engine.check(False, request.world.size)
+
+    def begin() -> "list[Iterator[Event]]":
+        from fourm.runs.tokenizing import tokenize_dataset
+
+        return [tokenize_dataset(request)]
+
+    if not dry_run:
+        follow(begin, request, notes, report, request.world.describe_share(len(request.samples)))
+        return
+    for text in () if report.quiet else notes:
+        note(text)
+    if report.as_json:
+        print_json({"out": str(request.out), "samples": len(request.samples)})
+
+
+def _make_in_folder(
+    begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
+    notes: Iterable[str], report: options.Report, share: str, always: bool = False,
+) -> None:  # fmt: skip
+    """Do runs in a folder that is theirs; see `follow`. An interrupted one is told how to go on."""
+    from fourm.output.joining import check_output
+    from fourm.output.processes import Launch, now, remove_empty
+
+    launch = Launch(request.world.rank, request.world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
-        share = world.describe_share(len(request.samples), len(request.variations))
-        share = sharded.describe_share(world) if sharded else share
-        follow(begin, request, _notes(requests, dataset, sharded), report, share, always=sharded is not None)
+        follow(begin, request, notes, report, share, always)
     except BaseException as stop:
         if not isinstance(stop, Exception):  # a signal
             stop.add_note(resume_advice(request))
         raise
     finally:
         remove_empty(made)  # where a mistake came to light later
+
+
+def _check_log(request: "Request | TokenizeRequest", report: options.Report) -> None:
+    log = report.log_json
+    if log is not None and real(log).is_relative_to(real(request.out)):
+        raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
+
+
+def _check_free(request: "Request | TokenizeRequest", size: int) -> None:
+    """UsageError if one of so many processes may not write to the folder."""
+    from fourm.output.joining import check_free
+    from fourm.output.processes import Launch, now
+
+    launch = Launch(request.world.rank, size, now())
+    check_free(request.out, launch, request.resume, request.overwrite, request.record)
 
 
 def _notes(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> Iterator[str]:
@@ -98,17 +167,35 @@ def _notes(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded |
 
     request = requests[0]
     yield _announce(requests, dataset, sharded)
-    yield from dataset.incomplete[:INCOMPLETE_SHOWN]
-    if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
-        yield f"{rest:,} more samples lack a file"
-    yield from (f"note: {text}" for text in dataset.notes)
+    yield from _notes_of(dataset)
     if unknown := note_unknown_words(dataset.samples, request.model):
         yield unknown
     for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
         yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
 
 
-def _note_dtype(request: "Request", report: options.Report) -> None:
+def _token_notes(
+    request: "TokenizeRequest", raw: "RawInput", dataset: "Dataset", sharded: Sharded | None
+) -> Iterator[str]:
+    """What is said before values become tokens."""
+    count = sharded.describe("sample") if sharded else counted(len(dataset.samples), "sample")
+    yield f"fourm: {request.model.name}, {count} -> {', '.join(row.name for row in raw.places)}"
+    counts = Counter(name for sample in dataset.samples for name in sample.files)
+    for row, name in raw.places.items() if raw.is_folder else ():
+        yield f"{name} -> {row.name}" + ("" if sharded else f": {counted(counts[row.name], 'file')}")
+    yield from _notes_of(dataset)
+    yield from (f"note: {text}" for text in raw.notes)
+
+
+def _notes_of(dataset: "Dataset") -> Iterator[str]:
+    """What is said of the input."""
+    yield from dataset.incomplete[:INCOMPLETE_SHOWN]
+    if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
+        yield f"{rest:,} more samples lack a file"
+    yield from (f"note: {text}" for text in dataset.notes)
+
+
+def _note_dtype(request: "Request | TokenizeRequest", report: options.Report) -> None:
     """Say where another dtype would be faster. It depends on the device, so torch is imported."""
     from fourm.runs.device import advise_dtype
 
@@ -119,27 +206,27 @@ def _note_dtype(request: "Request", report: options.Report) -> None:
 def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharded | None) -> str:
     """What is about to be made; it is said before torch is imported, which takes seconds."""
     request = requests[0]
-    count = len(dataset.samples) if sharded is None else sharded.shards.total
-    what = "" if count is None else counted(count, "prompt" if dataset.input.kind == "texts" else "sample")
-    if sharded is not None:
-        what += f"{' in ' if what else ''}{counted(len(sharded.shards.shards), 'shard')}"
+    unit = "prompt" if dataset.input.kind == "texts" else "sample"
+    what = sharded.describe(unit) if sharded else counted(len(dataset.samples), unit)
     what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
     stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
     then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
     return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
 
 
-def resume_advice(request: "Request") -> str:
+def resume_advice(request: "Request | TokenizeRequest") -> str:
     """The advice for an interrupted run: its command, with --resume and its output folder."""
+    from fourm.output.record import RUN
+
     if request.world.group_size > 1:
         return "the same command with --resume goes on"
     words = [word for word in request.command if word not in ("--resume", "--overwrite")]
-    added = ["--resume"]
-    if not request.is_beside and not any(re.match("--out(=|$)", word) for word in words):
+    added, is_beside = ["--resume"], request.record != RUN
+    if not is_beside and not any(re.match("--out(=|$)", word) for word in words):
         added += ["--out", str(request.out)]
-    if request.is_beside and "-" in words:  # the folder that was read from standard input
+    if is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = str(request.out)
-    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
+    at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
     with_input = " (with the same standard input)" if "-" in words else ""
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 
@@ -152,17 +239,12 @@ def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
     return [base, *(sr_request(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
 
 
-def _print_plan(
-    requests: "Sequence[Request]", notes: Iterable[str], report: options.Report, sharded: Sharded | None
-) -> None:
+def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
     """Print what a run would make, and then, since it is measured, how long that would take."""
     from fourm.runs.pipeline import measure, plan
 
     for text in () if report.quiet else notes:
         note(text)
-    if sharded is not None:
-        sharded.print_plan(requests, report)
-        return
     plans = [plan(one) for one in _with_sr(requests)]
     _note_dtype(requests[0], report)
     if report.as_json:

@@ -253,20 +253,19 @@ class Out:
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
-    """What is written of each sample, and what happens to files of an earlier run."""
+class Layout:
+    """What results are written into, and what happens to those of an earlier run."""
 
     resume: bool = False
     overwrite: bool = False
-    decode: bool = True
-    detokenizer_steps: int | None = None
-    detokenizer_solver: str | None = None
-    preview: int = 0
-    blend: bool = True
-    restore: bool = False
     format: str = FILES
     shard_size: int | None = None
     retry_failed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Samples of a shard, at most."""
+        return self.shard_size or SHARD_SIZE
 
     def check_format(self) -> bool:
         """Whether results go into shards; UsageError for a format that does not exist, or other options."""
@@ -286,9 +285,24 @@ class Writing:
         return out
 
     def named(self) -> Mapping[str, object]:
+        """See `Writing.named`."""
+        return {"--format": self.format != FILES}
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What is written of each sample."""
+
+    decode: bool = True
+    detokenizer_steps: int | None = None
+    detokenizer_solver: str | None = None
+    preview: int = 0
+    blend: bool = True
+    restore: bool = False
+
+    def named(self) -> Mapping[str, object]:
         """What results depend on, where it is given, by the name that messages give it."""
         return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
-                "--format": self.format != FILES,
                 "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore,
                 "--detokenizer-solver": self.detokenizer_solver}  # fmt: skip
 

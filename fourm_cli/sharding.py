@@ -10,8 +10,8 @@ from fourm_cli import options
 from fourm_cli.console import counted, note, print_json, print_path, print_table
 
 if TYPE_CHECKING:
-    from fourm.batch.batches import Batch
-    from fourm.inputs.request import Request, World
+    from fourm.batch.batches import AnyRequest, Batch
+    from fourm.inputs.request import World
     from fourm.results.events import Event
     from fourm.sources.shards import Shards
 
@@ -31,13 +31,18 @@ class Sharded:
         share = len(range(total)[world.rank :: world.size])
         return f"process {world.rank} of {world.size}: {share:,} of {counted(total, 'shard')}"
 
-    def plan(self, requests: "Sequence[Request]") -> "Batch":
+    def describe(self, unit: str) -> str:
+        """`7 samples in 2 shards`, or the shards alone."""
+        total, shards = self.shards.total, counted(len(self.shards.shards), "shard")
+        return shards if total is None else f"{counted(total, unit)} in {shards}"
+
+    def plan(self, requests: "Sequence[AnyRequest]") -> "Batch":
         """The run as its workers get it."""
         from fourm.batch.batches import plan
 
         return plan(requests, self.shards, self.format, self.size, self.retry_failed)
 
-    def begin(self, requests: "Sequence[Request]", engine: options.Engine) -> "Iterator[Event]":
+    def begin(self, requests: "Sequence[AnyRequest]", engine: options.Engine) -> "Iterator[Event]":
         """Open the folder, and make the shards of this process."""
         from fourm.batch.local import count_workers, run_share
         from fourm.batch.ray import run_ray
@@ -52,7 +57,7 @@ class Sharded:
         return run_share(batch, batch.share(world.rank, world.size), workers)
 
     def submit(
-        self, request: "Request", engine: options.Engine, notes: Iterable[str], report: options.Report,
+        self, request: "AnyRequest", engine: options.Engine, notes: Iterable[str], report: options.Report,
         dry_run: bool,
     ) -> None:  # fmt: skip
         """Submit the run as an array of SLURM, or print the script that does."""
@@ -78,7 +83,7 @@ class Sharded:
         else:
             print_path(out)
 
-    def print_plan(self, requests: "Sequence[Request]", report: options.Report) -> None:
+    def print_plan(self, requests: "Sequence[AnyRequest]", report: options.Report) -> None:
         """Print what this process would make."""
         batch, world, out = self.plan(requests[:1]), requests[0].world, as_addresses(str(requests[0].out))
         share = batch.share(world.rank, world.size)

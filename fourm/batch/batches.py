@@ -1,7 +1,7 @@
 """A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,11 +9,15 @@ from fourm.batch.remote import Store
 from fourm.batch.stages import ShardedInput, Stage, prepare, prepare_sr
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
 from fourm.errors import UsageError, check_choice
+from fourm.files.copies import temporary_copies
 from fourm.files.opening import real
-from fourm.inputs.request import Request
+from fourm.inputs.request import Request, TokenizeRequest
 from fourm.output.markers import Counts
 from fourm.output.shard_files import check_format
+from fourm.runs.tokens import count_crops
 from fourm.sources.shards import Shards
+
+AnyRequest = Request | TokenizeRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Share:
 class Batch:
     """A sharded run. It can be pickled, so that any engine can send it to its workers."""
 
-    requests: tuple[Request, ...]  # without samples: the run, and super-resolution of what it makes
+    requests: tuple[AnyRequest, ...]  # without samples: the run, and super-resolution of what it makes
     shards: Shards
     format: Format
     size: int = SHARD_SIZE  # samples of a shard, at most
@@ -101,12 +105,14 @@ class Batch:
             self.format, len(self.shards.shards), self.size, self.shards.total or 0, self.shards.input
         )
         base = prepare(self.requests[0], given)
-        return [base, *(prepare_sr(base, one, given) for one in self.requests[1:])]
+        following = [one for one in self.requests[1:] if isinstance(one, Request)]
+        return [base, *(prepare_sr(base, one, given) for one in following)]
 
 
 def plan(
-    requests: Sequence[Request], shards: Shards, form: str, size: int = SHARD_SIZE, retry_failed: bool = False
-) -> Batch:
+    requests: Sequence[AnyRequest], shards: Shards, form: str, size: int = SHARD_SIZE,
+    retry_failed: bool = False,
+) -> Batch:  # fmt: skip
     """A sharded run of requests without samples, of which the second is super-resolution of the first.
 
     A request for super-resolution alone has one of its samples: they all have the same kinds of files.
@@ -124,10 +130,23 @@ def plan(
     if first.overwrite and first.store:
         what = "is in an object store, where nothing is deleted; delete it yourself, or name another folder"
         raise UsageError(f"`overwrite=True`: {first.store} {what}")
-    for path in (part for shard in shards.shards[:1] for part in shard.parts[1:2]):
-        if first.overwrite and real(Path(str(path))).is_relative_to(real(first.out)):
+    for path in _read_by(shards) if first.overwrite else ():
+        if real(path).is_relative_to(real(first.out)):
             raise UsageError(f"`out={first.out}`: `overwrite=True` would delete {path}, which this run reads")
+    if isinstance(first, TokenizeRequest) and first.num_crops is None:  # as many as the first samples have
+        with temporary_copies():
+            samples = shards.samples(shards.shards[0]).samples
+        requests = [replace(first, num_crops=count_crops(first, samples))]
     return Batch(tuple(requests), shards, form, size, retry_failed)  # type: ignore[arg-type]
+
+
+def _read_by(shards: Shards) -> Iterator[Path]:
+    """Some path of all that a run reads on this machine."""
+    if shards.root is not None:
+        yield shards.root
+    else:
+        yield from (Path(str(part)) for shard in shards.shards[:1] for part in shard.parts[1:2])
+    yield from {path.parent: path for sample in shards.listed for path in sample.files.values()}.values()
 
 
 def sum_stages(stages: Sequence[Counts]) -> Counts:

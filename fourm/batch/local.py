@@ -12,7 +12,6 @@ from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
 from fourm.inputs.request import World
 from fourm.results.events import Event, Failed, Finished, Started
-from fourm.results.job import count_evaluations
 from fourm.runs.device import choose_device
 
 
@@ -41,8 +40,8 @@ def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) 
     return Started(
         total=0 if None in counts else skipped + due, skipped=skipped,
         batch_size=job.batch_size, model=job.request.model.name,
-        device=str(job.device), steps=sum(len(stage.job.request.chain.steps) for stage in stages),
-        evaluations=count_evaluations(job.request, job.places), variations=batch.variations, dtype=job.dtype,
+        device=str(job.device), steps=sum(stage.job.steps for stage in stages),
+        evaluations=job.evaluations, variations=batch.variations, dtype=job.dtype,
         shards=len(share.shards), workers=workers, damaged=share.faults,
     )  # fmt: skip
 

@@ -2,30 +2,38 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fourm import __version__
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
 from fourm.data.shards import Format, Shard
 from fourm.files.copies import as_addresses
+from fourm.hub.header import AUTO
 from fourm.inputs.conditions import Work
-from fourm.inputs.request import Request
+from fourm.inputs.request import Request, TokenizeRequest
 from fourm.networks.precision import arithmetic
 from fourm.output.markers import Counts, Marker, settings_digest
+from fourm.output.record import RunRecord
 from fourm.output.samples import Run
 from fourm.output.shard_files import ShardFiles
 from fourm.results.events import Event, Loading
-from fourm.results.job import Job, make_record
+from fourm.results.job import Job, TokenJob, make_record, make_token_record
 from fourm.results.portions import as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import ShardSink
+from fourm.results.token_files import TokenShard
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import check, generate, has_conditions, load_parts, loaded_for, stepwise
+from fourm.runs.tokens import check_tokenizing, tokenize, untokenized
 from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
+
+AnyJob = Job | TokenJob
+Made = Generator[Event, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class ShardedInput:
 class Stage:
     """One run over shards, checked once: the settings of its results, which are the same for each shard."""
 
-    job: Job  # of a request without samples
+    job: AnyJob  # of a request without samples
     run: Run
 
     @property
@@ -51,12 +59,18 @@ class Stage:
         """A digest of all that its results depend on."""
         return settings_digest(self.run.record)
 
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether it reads parts of the input that are kept, also after another run."""
+        return isinstance(self.job, Job) and bool(self.job.request.chain.keeps)
 
-def prepare(request: Request, given: ShardedInput) -> Stage:
+
+def prepare(request: Request | TokenizeRequest, given: ShardedInput) -> Stage:
     """Check a request without samples. UsageError for settings, MissingError for missing files."""
-    job = check(request)
+    kind = KINDS[type(request)]
+    job = kind.check(request)
     record = replace(
-        make_record(job), samples=given.samples, input=given.input, layout=given.format,
+        kind.record(job), samples=given.samples, input=given.input, layout=given.format,
         shard_size=given.shard_size, shards=given.shards,
     )  # fmt: skip
     return Stage(job, Run(request.out, request.record, record))
@@ -73,45 +87,32 @@ def prepare_sr(base: Stage, following: Request, given: ShardedInput) -> Stage:
     return prepare(request, replace(given, input=Input("run")))
 
 
-def samples_for_sr(base: Run, marker: Marker, following: Request, read: Dataset | None) -> Dataset:
+def samples_for_sr(base: Run, marker: Marker, following: Stage, read: Dataset | None) -> Dataset:
     """The samples of a shard that a run has made, as conditions of super-resolution.
 
     read: what the run has read, of which parts may be kept.
     """
-    samples = conditions_from(base, base.samples_of(marker), following.chain, following.model)
-    if read is not None and following.chain.keeps:
+    request = following.job.request
+    assert isinstance(request, Request)
+    samples = conditions_from(base, base.samples_of(marker), request.chain, request.model)
+    if read is not None and request.chain.keeps:
         own = {sample.key: sample for sample in read.samples}
         others = [own.get(sample.key, Sample(sample.key)) for sample in samples]
-        samples = with_files(samples, others, kept_names(following.chain.keeps))
+        samples = with_files(samples, others, kept_names(request.chain.keeps))
     return Dataset(tuple(samples))
 
 
-def make_shard(
-    stage: Stage, loaded: LoadedModel | None, shard: Shard, dataset: Dataset
-) -> Iterator[Event | Marker]:
+def make_shard(stage: Stage, loaded: LoadedModel, shard: Shard, dataset: Dataset) -> Iterator[Event | Marker]:
     """Make one shard, and yield events, and its marker at the end."""
-    started, request = time.perf_counter(), replace(stage.job.request, samples=dataset.samples)
-    job, run = replace(stage.job, request=request), stage.run
-    works = [
-        Work(sample, variation)
-        for sample in sorted(dataset.samples, key=lambda sample: sample.key)
-        for variation in request.variations
-    ]
-    if request.origin is not None:  # what the run before did not make, it has reported
-        works = [work for work in works if has_conditions(request, work)]
-    loaded = loaded_for(job, loaded)
-    if not loaded.is_loaded:
-        yield Loading(f"model {request.model.name}")
-    with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
-        engine, codecs = load_parts(job, loaded)
-    sink = ShardSink(job, run, ShardFiles(run.root, shard, run.record.layout, run.file))
-    saver = Saver(job, codecs, sink)
+    started, run, job = time.perf_counter(), stage.run, stage.job
+    sink = ShardSink(run, ShardFiles(run.root, shard, run.record.layout, run.file))
+    results = KINDS[type(job.request)].results
     try:
-        with as_fourm_errors(job.device, job.dtype, request.out):
-            with closing(stepwise(generate(engine, saver, works), loaded)) as events:
+        with as_fourm_errors(job.device, job.dtype, run.root):
+            with closing(results(job, loaded, dataset, sink)) as events:
                 yield from events
             counts = Counts(
-                len(dataset.samples), len(saver.saved), len(saver.failed), len(dataset.incomplete)
+                len(dataset.samples), len(sink.saved), len(sink.failures), len(dataset.incomplete)
             )
             marker = Marker(
                 shard, run.record.layout, "path", counts, stage.settings, {},
@@ -123,3 +124,49 @@ def make_shard(
             yield sink.files.finish(marker)
     finally:
         sink.files.close()
+
+
+def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Made:
+    """Generate the results of samples."""
+    job = replace(job, request=replace(job.request, samples=dataset.samples))
+    works = [
+        Work(sample, variation)
+        for sample in sorted(dataset.samples, key=lambda sample: sample.key)
+        for variation in job.request.variations
+    ]
+    if job.request.origin is not None:  # what the run before did not make, it has reported
+        works = [work for work in works if has_conditions(job.request, work)]
+    loaded = loaded_for(job, loaded)
+    if not loaded.is_loaded:
+        yield Loading(f"model {job.request.model.name}")
+    with arithmetic(job.dtype):
+        engine, codecs = load_parts(job, loaded)
+    yield from stepwise(generate(engine, Saver(job, codecs, sink), works), loaded)
+
+
+def _tokenize(job: TokenJob, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Made:
+    """Make tokens of the values of samples."""
+    files = TokenShard(sink)
+    samples = sorted(dataset.samples, key=lambda sample: sample.key)
+    found = [untokenized(job.request, files, sample) for sample in samples]
+    yield from stepwise(tokenize(job, loaded_for(job, loaded), found, files), loaded)
+
+
+def _check_tokenizing(request: TokenizeRequest) -> TokenJob:
+    before = request.joined_record() if request.dtype == AUTO else None
+    return check_tokenizing(request if before is None else replace(request, dtype=before.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How runs of one kind are made."""
+
+    check: Callable[[Any], AnyJob]  # of a request
+    record: Callable[[Any], RunRecord]  # of its job
+    results: Callable[[Any, LoadedModel, Dataset, ShardSink], Made]  # into a shard
+
+
+KINDS: Mapping[type[Request | TokenizeRequest], _Kind] = {
+    Request: _Kind(check, make_record, _generate),
+    TokenizeRequest: _Kind(_check_tokenizing, make_token_record, _tokenize),
+}

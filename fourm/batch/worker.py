@@ -83,7 +83,7 @@ class Worker:
         for number, stage in enumerate(self.stages):
             marker = self._done(stage, shard, markers) if was_done else None
             if marker is None:
-                if read is None and (number == 0 or stage.job.request.chain.keeps):
+                if read is None and (number == 0 or stage.keeps_parts):
                     read = self.batch.shards.samples(shard)
                 dataset = self._dataset(stage, markers, read)
                 was_done = False
@@ -118,4 +118,4 @@ class Worker:
             assert read is not None
             return read
         self.batch.store.get(markers[0])
-        return samples_for_sr(self.stages[0].run, markers[0], stage.job.request, read)
+        return samples_for_sr(self.stages[0].run, markers[0], stage, read)

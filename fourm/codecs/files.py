@@ -413,7 +413,12 @@ def read_crop_rows(path: Path) -> NDArray[np.int64]:
     return rows.astype(np.int64)
 
 
-def write_crops(crops: Sequence[Crop], path: Path) -> None:
-    """Write a file that `read_crops` reads, in the form that the reference writes."""
+def pack_crops(crops: Sequence[Crop]) -> bytes:
+    """A file that `read_crops` reads, in the form that the reference writes."""
     rows = [(c.top, c.left, c.height, c.width, int(c.mirrored)) for c in crops]
-    write_array(np.array(rows, dtype=np.int64), path)
+    return pack_array(np.array(rows, dtype=np.int64))
+
+
+def write_crops(crops: Sequence[Crop], path: Path) -> None:
+    """Write the file of `pack_crops`."""
+    path.write_bytes(pack_crops(crops))

@@ -21,7 +21,7 @@ from fourm.hub.header import FULL, INT8
 from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
-from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.output.record import BASE, RUN, SR, SR_RUN, TOKENS, RunRecord
 from fourm.output.samples import Run, chain_names, open_runs, samples_for
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
@@ -56,8 +56,8 @@ def read_origin(root: Path) -> Run | None:
     if not (root / RUN).exists():
         return None
     run = open_runs(root)[0]
-    if (stage := run.record.stage) != BASE:
-        raise UsageError(f"{root}: holds results of a run of {stage}; name the folder that it went on from")
+    if run.record.stage == SR:
+        raise UsageError(f"{root}: holds results of a run of sr; name the folder that it went on from")
     return run
 
 
@@ -203,6 +203,8 @@ def read_replay(path: Path) -> Replay:
     if path.name not in (RUN, SR_RUN):
         raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
     runs = open_runs(path.parent)
+    if any(run.record.stage == TOKENS for run in runs):
+        raise _refusal(path, "is the record of `fourm tokenize`, whose command makes the same tokens again")
     run = next((r for r in runs if r.record.stage == BASE), None)
     sr_run = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
     if run is None or (path.name == SR_RUN and sr_run is None):

@@ -26,6 +26,7 @@ from fourm.schedule.settings import MAX_SEED
 from fourm.sources.datasets import shows_part
 
 T = TypeVar("T")
+R = TypeVar("R", "Request", "TokenizeRequest")
 DETOKENIZER_STEPS, DDIM = 25, "ddim"  # of tokenizers that decode by diffusion, where nothing else is asked
 MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim more
 # Ways to decode by diffusion: a tokenizer's own steps, rows of `networks/tokenizers/solvers`, their spacings.
@@ -142,13 +143,7 @@ class Request:
 
     def staged(self) -> "Request":
         """The request of this process: with a store, `out` is its temporary folder, and holds records."""
-        if not self.store:
-            return self
-        store = RemoteFolder(check_address(self.store))
-        store.fetch_small((RUN, SR_RUN))
-        if not (store.local() / RUN).exists():  # what an earlier run of this process left is of no use
-            shutil.rmtree(store.local())
-        return replace(self, out=store.local(), store=store.address)
+        return _staged(self)
 
     @property
     def variations(self) -> Sequence[int]:
@@ -157,10 +152,7 @@ class Request:
 
     def joined_record(self) -> RunRecord | None:
         """The record in `out` of the run that is joined or continued; None if a new one begins."""
-        # One that was killed while it overwrote the folder is completed first.
-        files = () if self.overwrite else (NEXT[self.record], self.record)[not self.resume :]
-        there = [file for file in files if os.path.lexists(self.out / file)]
-        return load_run(self.out, there[0]).record if there else None
+        return _joined_record(self)
 
     @property
     def diffusion_steps(self) -> int:
@@ -239,6 +231,37 @@ class TokenizeRequest:
     overwrite: bool = False
     world: World = field(default_factory=World)
     fit: Fit = "crop"  # what the first crop of a picture is: its centre, or all of it with a border
+    resume: bool = False  # of shards; files that are there are kept in any case
+    command: tuple[str, ...] = ()
+    store: str = ""  # see `Request`
+
+    @property
+    def record(self) -> str:
+        """Name of the record of a run in shards."""
+        return RUN
+
+    @property
+    def variations(self) -> Sequence[int]:
+        """Numbers of the results of each sample: one."""
+        return range(1)
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """See `Request`: all samples are tokenized."""
+        return ()
+
+    @property
+    def weights(self) -> Weights | None:
+        """See `Request`: the transformer is not loaded."""
+        return None
+
+    def staged(self) -> "TokenizeRequest":
+        """See `Request.staged`."""
+        return _staged(self)
+
+    def joined_record(self) -> RunRecord | None:
+        """The record in `out` of the run in shards that is joined or continued; None if a new one begins."""
+        return _joined_record(self)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -249,6 +272,25 @@ class TokenizeRequest:
             raise UsageError(f"`min_scale={self.min_scale:g}`: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
             raise UsageError(f"`crops={self.num_crops}`: a sample has 1 to {MAX_CROPS:,} crops")
+
+
+def _staged(request: R) -> R:
+    """See `Request.staged`."""
+    if not request.store:
+        return request
+    store = RemoteFolder(check_address(request.store))
+    store.fetch_small((RUN, SR_RUN))
+    if not (store.local() / RUN).exists():  # what an earlier run of this process left is of no use
+        shutil.rmtree(store.local())
+    return replace(request, out=store.local(), store=store.address)
+
+
+def _joined_record(request: "Request | TokenizeRequest") -> RunRecord | None:
+    """See `Request.joined_record`."""
+    # One that was killed while it overwrote the folder is completed first.
+    files = () if request.overwrite else (NEXT[request.record], request.record)[not request.resume :]
+    there = [file for file in files if os.path.lexists(request.out / file)]
+    return load_run(request.out, there[0]).record if there else None
 
 
 def check_seed(seed: object) -> None:

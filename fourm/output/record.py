@@ -34,6 +34,7 @@ RESERVED_NAMES = (
 )  # fmt: skip
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
+TOKENS: Literal["tokens"] = "tokens"  # of a run that turns values into tokens
 FORMAT = 3  # of run.json; fields may be added to it
 OLDER_FORMATS = (1, 2)  # are read, but such runs cannot be continued
 MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
@@ -76,7 +77,7 @@ class RunRecord:
     detokenizer_steps: Annotated[int, Limits(1)]
     preview: Annotated[int, Limits(0)]
     places: tuple[Place, ...]
-    stage: Literal["base", "sr"] = BASE
+    stage: Literal["base", "sr", "tokens"] = BASE
     variation: Annotated[int, Limits(0)] | None = None  # if only this one was made
     origin: Mapping[str, Any] = field(default_factory=dict)  # `as_origin` of the run that this reads
     options: str = ""  # the schedule as command line options
@@ -95,6 +96,8 @@ class RunRecord:
     layout: Format = "files"  # what results are in; `format` is the version of the record
     shard_size: Annotated[int, Limits(1)] | None = None  # samples of a shard, at most
     shards: Annotated[int, Limits(1)] | None = None  # of all processes together
+    num_crops: _Count = 1  # of each sample, of a run that tokenizes
+    min_scale: float | None = None  # smallest share of a picture that a random crop shows, likewise
 
     @property
     def is_sharded(self) -> bool:

@@ -7,11 +7,12 @@ PUBLIC = {
     "background": "BESIDE Background ahead in_threads",
     "events": """Detokenized Event Failed Finished Halved Loading Lost Malformed Noted Saved Started
         Stepped""",
-    "job": """Job count_evaluations fill_diffusion make_record order_place plan_places preview_place
-        tokenizers_of""",
+    "job": """Job TokenJob fill_diffusion make_record make_token_record order_place plan_places
+        preview_place tokenizers_of""",
     "portions": "Portions as_fourm_errors",
     "saver": "Saver",
     "sinks": "FolderSink ShardSink",
+    "token_files": "TokenFiles TokenFolder TokenShard",
     "values": "Collector ResultValues picture_of",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

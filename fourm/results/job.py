@@ -8,31 +8,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fourm import MKL_VARIABLE, __version__
 from fourm.checks.formats import Tokens, find_flaw
+from fourm.codecs.images import rows_at_once
+from fourm.codecs.maps import FORMS
 from fourm.codecs.table import check_codec
-from fourm.data.layout import Place, path_of
+from fourm.data.layout import CROP_SETTINGS, Place, path_of
 from fourm.errors import MissingError, UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import FULL, TokenizerPart
 from fourm.inputs.conditions import Work
-from fourm.inputs.request import DDIM, DETOKENIZER_STEPS, Request
+from fourm.inputs.request import DDIM, DETOKENIZER_STEPS, Request, TokenizeRequest
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.networks.tokenizers.diffusion import check_steps
 from fourm.networks.tokenizers.solvers import solver_named
 from fourm.output.processes import Listed, now
-from fourm.output.record import RunRecord
+from fourm.output.record import TOKENS, RunRecord
 from fourm.schedule.chain import joining_problem
 from fourm.schedule.keeps import Keep
 
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
+CROPS = Place(CROP_SETTINGS, ".npy", form="extra")  # one row of each file for each row of its token files
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,16 @@ class Job:
     device: torch.device
     dtype: str  # a key of DTYPES
     batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Decoding steps of a batch."""
+        return len(self.request.chain.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """How often networks that decode by diffusion are evaluated per sample."""
+        return count_evaluations(self.request, self.places)
 
     @property
     def written(self) -> list[Place]:
@@ -84,6 +98,42 @@ class Job:
             return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == expected.sha256
         except OSError:
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenJob:
+    """A request of `tokenize` that passed all checks; its dtype and number of crops are chosen."""
+
+    request: TokenizeRequest
+    device: torch.device
+    steps: Literal[0] = 0  # decoding steps; see `Job`
+    evaluations: Literal[0] = 0
+
+    @property
+    def dtype(self) -> str:
+        """A key of DTYPES."""
+        return self.request.dtype
+
+    @property
+    def num_crops(self) -> int:
+        """Crops of each sample."""
+        return self.request.num_crops or 1
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that are read together."""
+        return self.request.batch_size or rows_at_once(self.device)
+
+    @property
+    def places(self) -> list[Place]:
+        """One for the tokens of each modality; one for crops, which features do not have."""
+        has_maps = any(FORMS[row.codec].resample is not None for row in self.request.rows)
+        return [*map(ids_place, self.request.rows), *([CROPS] if has_maps else [])]
+
+
+def ids_place(row: Modality) -> Place:
+    """Where the tokens that are made of a modality's values are written."""
+    return Place(row.name, ".npy", modality=row.name, form="ids", is_condition=True)
 
 
 def _is_there(place: Place) -> bool:
@@ -188,8 +238,7 @@ def fill_diffusion(request: Request) -> Request:
 
 def make_record(job: Job) -> RunRecord:
     """The contents of run.json. Reads all files of the model to compute their checksums."""
-    request, device = job.request, job.device
-    model, chain = request.model, request.chain
+    request, model, chain = job.request, job.request.model, job.request.chain
     files = {"weights": model.weights}
     for key in tokenizers_of(model, job.places):
         files[f"tokenizers/{key}"] = weights_of(model.tokenizers[key])
@@ -204,9 +253,6 @@ def make_record(job: Job) -> RunRecord:
         *map(order_place, grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
     )
-    is_gpu = device.type == "cuda"
-    processor = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
-    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
     return RunRecord(
         schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,
         files={name: sha256_of(path) for name, path in sorted(files.items())},
@@ -217,9 +263,24 @@ def make_record(job: Job) -> RunRecord:
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         fit=request.fit, restore=request.restore, compile=request.compile, weights=request.weights or FULL,
         places=(*job.written, *extras),
-        device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
-        versions={"fourm": __version__, "python": platform.python_version()} | versions
-        | {MKL_VARIABLE: os.environ.get(MKL_VARIABLE, "not set")},
+        device_type=job.device.type, device=_describe(job.device), versions=_versions(),
+        command=request.command, created=now(),
+    )  # fmt: skip
+
+
+def make_token_record(job: TokenJob) -> RunRecord:
+    """The contents of run.json of a run of `tokenize` in shards."""
+    request, model = job.request, job.request.model
+    keys = sorted({row.tokenizer for row in request.rows})
+    return RunRecord(
+        schedule={"conditions": [row.name for row in request.rows], "steps": []},
+        model=model.name, revision=model.revision,
+        files={f"tokenizers/{key}": sha256_of(weights_of(model.tokenizers[key])) for key in keys},
+        samples=0, num_variations=1, seed=request.seed, dtype=job.dtype, attention=request.attention,
+        decode=False, detokenizer_steps=DETOKENIZER_STEPS, preview=0, batch_size=job.batch_size,
+        stage=TOKENS, fit=request.fit, compile=request.compile, places=tuple(job.places),
+        num_crops=job.num_crops, min_scale=request.min_scale,
+        device_type=job.device.type, device=_describe(job.device), versions=_versions(),
         command=request.command, created=now(),
     )  # fmt: skip
 
@@ -256,3 +317,17 @@ def _tokenizer_of(model: ModelFiles, place: Place) -> str:
     """The tokenizer that encodes or decodes the values of a place; "" for texts and for tokens."""
     row = model.registry.get(place.modality)
     return row.tokenizer if place.form in ("value", "kept") and row.kind is Kind.GRID else ""
+
+
+def _describe(device: torch.device) -> str:
+    """A device, and the name of its processor."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {platform.processor() or platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    """What results may depend on in their last bits."""
+    libraries = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    own = {"fourm": __version__, "python": platform.python_version()}
+    return {**own, **libraries, MKL_VARIABLE: os.environ.get(MKL_VARIABLE, "not set")}

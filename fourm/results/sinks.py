@@ -138,9 +138,9 @@ class FolderSink:
 class ShardSink:
     """Collects the files of one shard. A result gets in with all its files or with none."""
 
-    job: Job
     run: Run
     files: ShardFiles
+    saved: set[tuple[str, int]] = field(default_factory=set)
     failures: dict[tuple[str, int], ShardFailure] = field(default_factory=dict)
     _waiting: dict[tuple[str, int], dict[Member, bytes]] = field(
         default_factory=dict
@@ -168,6 +168,7 @@ class ShardSink:
         with self._lock:
             for member, data in self._waiting.pop(work.result, {}).items():
                 self.files.add(member, data)
+            self.saved.add(work.result)
 
     def fail(self, work: Work, reason: str) -> None:
         with self._lock:
@@ -178,5 +179,5 @@ class ShardSink:
         return ()
 
     def _member(self, place: Place, work: Work) -> Member:
-        variation = None if place.shared or self.job.request.num_variations == 1 else work.variation
+        variation = None if place.shared or self.run.record.num_variations == 1 else work.variation
         return Member(work.sample.key, variation, place.folder, place.suffix)

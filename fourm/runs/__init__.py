@@ -10,5 +10,6 @@ PUBLIC = {
     "pipeline": """check check_weights collect generate has_conditions load_parts loaded_for measure plan run
         save_made sr_request stepwise""",
     "tokenizing": "tokenize_dataset",
+    "tokens": "check_tokenizing count_crops tokenize untokenized",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -54,8 +54,10 @@ def resolve_dtype(request: Request, device: torch.device) -> str:
     return choose_dtype(name, device)
 
 
-def advise_dtype(request: Request) -> str:
+def advise_dtype(request: Request | TokenizeRequest) -> str:
     """A sentence where another dtype would be faster for a run that may still have any; else ""."""
+    if isinstance(request, TokenizeRequest):
+        return ""
     is_bound = request.dtype != AUTO or request.origin is not None or request.joined_record() is not None
     is_cpu = choose_device(request.device, request.world).type == "cpu"
     return advise_bfloat16(request.model, request.chain) if is_cpu and not is_bound else ""

@@ -37,7 +37,7 @@ from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.results.background import Background
 from fourm.results.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
-from fourm.results.job import Job, count_evaluations, fill_diffusion, make_record, plan_places, tokenizers_of
+from fourm.results.job import Job, TokenJob, fill_diffusion, make_record, plan_places, tokenizers_of
 from fourm.results.portions import Portions, as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import FolderSink
@@ -128,8 +128,8 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     check_disk(plan_results(job, made, todo))
     yield Started(
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
-        device=str(job.device), steps=len(request.chain.steps),
-        evaluations=count_evaluations(job.request, job.places), stage=request.stage,
+        device=str(job.device), steps=job.steps,
+        evaluations=job.evaluations, stage=request.stage,
         variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
@@ -246,7 +246,7 @@ def stepwise(events: Iterator[Event], loaded: LoadedModel) -> Generator[Event, N
             events.close()
 
 
-def loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
+def loaded_for(job: Job | TokenJob, loaded: LoadedModel | None) -> LoadedModel:
     """The loaded model of a job; without one, one that loads its parts when they are used."""
     request = job.request
     weights = request.weights or FULL

@@ -20,7 +20,7 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
 from fourm.output.record import FRAMES, SAMPLES
-from fourm.results.job import Job, count_evaluations, order_place, preview_place
+from fourm.results.job import Job, order_place, preview_place
 from fourm.schedule.cost import estimate
 
 BLOCK = 4096  # bytes; file systems give files whole blocks of about this size
@@ -117,7 +117,7 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
         job, todo, len(samples), len(made) + len(todo), folders, cost.passes,
-        count_evaluations(request, job.places),
+        job.evaluations,
     )  # fmt: skip
 
 

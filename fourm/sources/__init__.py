@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "datasets": "CAPTION kept_names shows_part",
     "notes": "marked_texts note_unknown_words",
-    "raw_folders": "find_raw_folders list_raw_samples missing_tokenizers",
+    "raw": "find_raw",
     "reading": "choose_keys implied_conditions read_samples",
     "results": "conditions_from forms_kept shards_of_run with_files",
     "shards": "Shards list_shards shards_of_samples",

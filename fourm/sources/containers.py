@@ -234,6 +234,17 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
     return _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
 
 
+def held_values(source: Source, rows: Sequence[Modality], model: ModelFiles) -> dict[Modality, str]:
+    """For each grid, the name under which the first container holds its values; "" where it holds none."""
+    reader = container_reader(source, Wanted(tuple(rows), frozenset(row.name for row in rows)), model)
+    first = source.containers[0]
+    if first.is_tar:
+        found = {*reader.endings(first)[0].values()}
+    else:
+        found = {*reader.places.of_columns(columns_of(first).kinds)}
+    return {row: next((one for one in _names_of(row, True) if one in found), "") for row in rows}
+
+
 def implied_by(source: Source) -> str:
     """The condition of containers for which none is named: RGB if there are pictures, else captions."""
     known = frozenset((PICTURES, CAPTION))

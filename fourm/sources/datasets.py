@@ -11,6 +11,7 @@ from fourm.data.dataset import (
     Dataset,
     Input,
     choose_samples,
+    folders_in,
     list_dataset,
     match_listings,
     match_spellings,
@@ -22,6 +23,7 @@ from fourm.errors import UsageError
 from fourm.files.opening import local_name
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
+from fourm.sources.raw_folders import folder_of_values, folders_of
 from fourm.sources.source import Source
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
@@ -35,6 +37,7 @@ class Wanted:
     raw: Collection[str]  # grids of which the dataset holds values, not tokens
     keeps: Sequence[Keep] = ()  # also those of super-resolution afterwards
     later: Sequence[Keep] = ()  # of super-resolution alone
+    more: tuple[str, ...] = ()  # other folders that are read of the samples that have a file there
 
     @property
     def masks(self) -> list[str]:
@@ -45,7 +48,7 @@ class Wanted:
     def beside(self) -> tuple[str, ...]:
         """Folders that are read of the samples that have a file there."""
         is_placed = any(shows_part(row, self.raw) for row in self.rows)
-        return (FRAME, *((PICTURES, CROP_SETTINGS) if is_placed else ()))
+        return (FRAME, *((PICTURES, CROP_SETTINGS) if is_placed else ()), *self.more)
 
     def input(self, source: Source, folders: Mapping[str, str]) -> Input:
         """What is recorded of a dataset; folders: of each modality, or what stands for one."""
@@ -125,15 +128,17 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Collection[str]) -> dict
 
     UsageError: tokens are to be read of a modality of which the dataset holds only values.
     """
-    folders = dict[str, str]()
+    folders, present = dict[str, str](), folders_in(root)
     for row in rows:
-        values = [name for name in row.value_names if (root / name).is_dir()]
+        values = folder_of_values(row, present)
         if row.kind is not Kind.GRID:
             folders[row.name] = row.folder
         elif row.name in raw:
-            folders[row.name] = values[0] if values else row.value_names[-1]
-        elif values and not (root / row.name).exists():  # asking for tokens of maps is an easy mistake
-            advice = f"`cond={values[0]}` reads the folder '{values[0]}' and tokenises it"
+            folders[row.name] = values or (row.value_names or folders_of(row))[-1]
+        elif (
+            values and row.value_names and not (root / row.name).exists()
+        ):  # asking for tokens of maps is an easy mistake
+            advice = f"`cond={values}` reads the folder '{values}' and tokenises it"
             raise UsageError(f"{root}: no folder '{row.name}' of tokens; {advice}")
         else:
             folders[row.name] = row.name

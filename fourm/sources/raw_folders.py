@@ -23,21 +23,16 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
     """
     if not root.is_dir():
         raise no_folder(root)
-    found, folders = dict[Modality, str](), _value_folders(root, model)
-    for row in folders if names is None else _named_rows(names, model, folders):
-        folder = folders[row]
-        if names is not None and not folder:
+    folders = value_folders(root, model)
+    for row in _named_rows(names or (), model, folders):
+        if not folders[row]:
             there = ", ".join(folders_in(root)) or "no folder at all"
             wanted = " or ".join(folders_of(row))
             there += flat_advice(root, PICTURES) if PICTURES in folders_of(row) else ""
             raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
-        if folder and row.tokenizer in model.tokenizers:
-            found[row] = folder
-        elif names is not None:
-            advice = tokenizer_advice(model, row.tokenizer)
-            raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
+    found = choose_raw(folders, model, names)
     if not found:
-        if missing := missing_tokenizers(root, model):
+        if missing := missing_tokenizers(folders, model):
             raise UsageError(f"{root}: nothing to do; {missing[0]}")
         present, readable = folders_in(root), dict.fromkeys(n for row in folders for n in folders_of(row))
         deeper = [name for name in present if any((root / name / folder).is_dir() for folder in readable)]
@@ -45,6 +40,23 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
         advice = f"{root / deeper[0]} has some" if deeper else there
         reads = f"that a tokenizer of model '{model.name}' reads ({', '.join(readable)})"
         raise UsageError(f"{root}: no folder {reads}; {advice}")
+    return found
+
+
+def choose_raw(
+    there: Mapping[Modality, str], model: ModelFiles, names: Sequence[str] | None
+) -> dict[Modality, str]:
+    """Of the modalities whose values are there, those that are named, or all that a tokenizer reads.
+
+    there: what holds the values of each modality; "" for nothing.
+    """
+    found = dict[Modality, str]()
+    for row in there if names is None else _named_rows(names, model, there):
+        if there[row] and row.tokenizer in model.tokenizers:
+            found[row] = there[row]
+        elif there[row] and names is not None:
+            advice = tokenizer_advice(model, row.tokenizer)
+            raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
     check_tokenizers(model, found)
     for row in found:
         path = model.tokenizers[row.tokenizer]
@@ -53,12 +65,12 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
     return found
 
 
-def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
-    """A note for each folder that is left out because its tokenizer is not on this machine."""
+def missing_tokenizers(there: Mapping[Modality, str], model: ModelFiles) -> tuple[str, ...]:
+    """A note for each modality that is left out because its tokenizer is not on this machine."""
     return tuple(
-        f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
-        for row, folder in _value_folders(root, model).items()
-        if folder and row.tokenizer not in model.tokenizers
+        f"{name} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
+        for row, name in there.items()
+        if name and row.tokenizer not in model.tokenizers
     )
 
 
@@ -89,10 +101,15 @@ def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> 
     return Dataset(tuple(samples), notes=notes)
 
 
-def _value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
+def tokenized_rows(model: ModelFiles) -> list[Modality]:
+    """The modalities of a model whose tokens a tokenizer makes."""
+    return [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
+
+
+def value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
     """For each modality with a tokenizer, the folder of values that is there; "" for none."""
-    rows, present = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer], folders_in(root)
-    return {row: next((name for name in folders_of(row) if name in present), "") for row in rows}
+    present = folders_in(root)
+    return {row: folder_of_values(row, present) for row in tokenized_rows(model)}
 
 
 def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modality]) -> list[Modality]:
@@ -107,6 +124,11 @@ def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modali
             raise UsageError(f"`modalities`: '{name}' {what}{near}")
         chosen |= {row.name: row for row in found}
     return list(chosen.values())
+
+
+def folder_of_values(row: Modality, present: Collection[str]) -> str:
+    """The folder, of those present, that holds the values of a grid; "" for none."""
+    return next((name for name in (*row.value_names, *folders_of(row)) if name in present), "")
 
 
 def folders_of(row: Modality) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class Shards:
     incomplete: tuple[str, ...] = ()  # a sentence for each sample that lacks a file, where that is known
     total: int | None = None  # samples of all shards; None: not known before they are read
     listed: Sequence[Sample] = ()  # all samples, of an input that had to be listed whole
+    root: Path | None = None  # the folder that is read, of a dataset in folders
 
     def samples(self, shard: Shard) -> Dataset:
         """The samples of one shard."""
@@ -69,13 +70,14 @@ class Asked:
     keeps: tuple[Keep, ...] = ()
     later: tuple[Keep, ...] = ()
     size: int = SHARD_SIZE
+    more: tuple[str, ...] = ()  # see `Wanted`
 
     @property
     def wanted(self) -> Wanted:
         """What of a dataset is read."""
         keeps = (*self.keeps, *self.later)
         raw = {*self.raw, *(keep.target for keep in keeps if keep.raw)}
-        return Wanted(tuple(map(self.model.registry.get, self.read)), raw, keeps, self.later)
+        return Wanted(tuple(map(self.model.registry.get, self.read)), raw, keeps, self.later, self.more)
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -91,6 +93,11 @@ def list_shards(
     """The shards of an input; arguments as those of `read_samples`. size: samples of a shard, at most."""
     source = checked_source(source, model)
     asked = Asked(source, tuple(conditions), model, frozenset(raw), tuple(keeps), tuple(later), size)
+    return find_shards(asked, stdin)
+
+
+def find_shards(asked: Asked, stdin: BinaryIO) -> Shards:
+    """The shards of an input whose source was checked."""
     return next(found for find in KINDS if (found := find(asked, stdin)) is not None)
 
 
@@ -269,7 +276,7 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
     if not shards:
         return None  # what is wrong is said by whoever lists all of it
     read = asked.wanted.input(source, folders)
-    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, tuple(other.notes))
+    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, tuple(other.notes), root=root)
 
 
 @dataclass(frozen=True, slots=True)

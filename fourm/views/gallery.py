@@ -21,7 +21,7 @@ from PIL import Image
 from fourm.errors import UsageError, printable
 from fourm.files.opening import real
 from fourm.files.writing import write_alone
-from fourm.output.record import RUN, SR
+from fourm.output.record import BASE, RUN, SR, TOKENS
 from fourm.output.samples import chain_names
 from fourm.sources.datasets import CAPTION
 from fourm.views.album import Album
@@ -32,6 +32,7 @@ PAGE = "index.html"
 SIDE = 512  # pixels of a photo's longest side on the page
 EXACT_SIDE = 128  # pixels: pictures up to this size are kept as they are
 MAX_COLOURS = 256  # so are those with so few colours: labels, edges, drawn text
+_STAGES = {BASE: "Generation", SR: "Super-resolution", TOKENS: "Tokens of values"}
 QUALITY = 86  # of WebP, for the others
 _SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
 
@@ -71,6 +72,8 @@ def write_gallery(album: Album, path: Path, seen: Callable[[View], None] = lambd
 def _blocks(album: Album, view: View) -> Iterator[str]:
     """What searching needs of a sample, then all of it."""
     variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
+    first = album.runs[0].record
+    again = shlex.join(first.command) if first.stage == TOKENS else ""
     row = {
         "key": view.key.text, "prompt": view.prompt or "", "texts": _texts_of(view),
         "variations": len(variations),
@@ -109,7 +112,7 @@ def _blocks(album: Album, view: View) -> Iterator[str]:
             for name, labels in legends.items() if labels
         },
         "repeat": [
-            {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
+            {"variation": v, "role": role, "command": again or repeat_command(album.root, view, role, v)}
             for v, role in itertools.product(variations or (None,), ("target", "sr"))
         ],
     }  # fmt: skip
@@ -162,7 +165,7 @@ def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
 def _about(album: Album) -> Mapping[str, Any]:
     titles = {e.place.modality: e.title for e in album.entries if e.reader and e.reader.row.codec != CAPTION}
     stages = [
-        {"name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
+        {"name": _STAGES[record.stage], "model": record.model,
          "seed": record.seed, "variations": record.num_variations, "options": record.options,
          **dict(zip(("conditions", "targets"), chain_names(record.schedule), strict=True))}
         for record in (run.record for run in album.runs)

@@ -26,7 +26,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.layout import NUM_UNIFORMS, Crop, Key, centre_crop, random_crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED, Kind, Modality
-from fourm.runs.tokenizing import draw_crops
+from fourm.runs.tokens import draw_crops
 
 Array = NDArray[Any]
 BICUBIC, BILINEAR, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.NEAREST

@@ -14,7 +14,7 @@ from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.request import MAX_CROPS, TokenizeRequest
-from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers
+from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers, value_folders
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_tokenizers_that_are_missing_or_do_not_fit_are_told(
     root, model = make("rgb", "depth"), find_model(tiny)
     without = replace(model, tokenizers={k: p for k, p in model.tokenizers.items() if k != "depth"})
     assert found(root, without) == {"tok_rgb@64": "rgb"}
-    (note,) = missing_tokenizers(root, without)
+    (note,) = missing_tokenizers(value_folders(root, without), without)
     assert note.startswith("depth is left out: its tokenizer is not here; ")
     with pytest.raises(MissingError, match="tok_depth@64: its tokenizer 'depth' is not here"):
         find_raw_folders(root, without, ["depth"])
@@ -187,7 +187,8 @@ def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_
     put_folder(tmp_path / "home/hub", "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448", folder)
     root = make("semseg", "rgb")
     assert found(root, find_model("4m-7-b", needs_weights=False)) == {"tok_semseg@224": "semseg"}
-    (note,) = missing_tokenizers(root, find_model("4m-7-b", needs_weights=False))
+    model = find_model("4m-7-b", needs_weights=False)
+    (note,) = missing_tokenizers(value_folders(root, model), model)
     assert "`fourm download tok-rgb` fetches it" in note
     with pytest.raises(UsageError, match="did you mean '4m-21-b'"):
         find_model("4m-22-b", needs_weights=False)
