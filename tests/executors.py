@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from fourm.batch.batches import Batch, plan
 from fourm.batch.local import run_share
+from fourm.codecs.files import write_png
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
 from fourm.files.opening import read_bytes
 from fourm.hub.files import find_model, find_sr
-from fourm.inputs.request import Request
+from fourm.inputs.request import Request, TokenizeRequest
 from fourm.output.samples import load_run
 from fourm.results.events import Event
 from fourm.schedule.plan import parse_chain
+from fourm.sources.raw import find_raw
 from fourm.sources.results import shards_of_run
 from fourm.sources.shards import Reader, list_shards
 from fourm.sources.source import Source
@@ -75,6 +80,26 @@ def super_resolution(base: Path, out: Path) -> Batch:
         device="cpu", input=shards.input,
     )  # fmt: skip
     return plan([request], shards, "shards", 2)
+
+
+def write_pictures(folder: Path) -> Path:
+    """Eight pictures with depth in four folders, which are four shards."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        name, size = f"{number // 2:05d}/{number:06d}.png", (64 + number, 80)
+        for modality in ("rgb", "depth"):
+            (folder / modality / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(rng.integers(0, 256, (*size, 3), np.uint8), folder / "rgb" / name)
+        Image.fromarray(rng.integers(0, 65536, size, np.uint16)).save(folder / "depth" / name)
+    return folder
+
+
+def tokenization(data: Path, out: Path) -> Batch:
+    """Tokens of a folder of pictures with depth, two crops of each."""
+    model = find_model("demo")
+    raw = find_raw(str(data), {}, model, None)
+    request = TokenizeRequest(model, tuple(raw.places), (), out, num_crops=2, device="cpu")
+    return plan([request], raw.shards(2), "shards", 2)
 
 
 def elsewhere(batch: Batch, out: Path, number: int = -1, times: int = 0, kind: int = signal.SIGKILL) -> Batch:

@@ -26,6 +26,8 @@ from tests.executors import (
     run_local,
     super_resolution,
     tars,
+    tokenization,
+    write_pictures,
     write_sbatch,
 )
 
@@ -42,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "base"
 
 
-@pytest.fixture(params=["generate", "sr"])
+@pytest.fixture(params=["generate", "sr", "tokenize"])
 def kind(request: pytest.FixtureRequest) -> str:
     """A command that makes shards."""
     return str(request.param)
@@ -53,6 +55,9 @@ def make(kind: str, base: Path, tmp_path: Path) -> Make:
     """Its run, in some folder."""
     if kind == "sr":
         return lambda out: super_resolution(base, out)
+    if kind == "tokenize":
+        data = write_pictures(tmp_path / "data")
+        return lambda out: tokenization(data, out)
     return lambda out: generation(tmp_path, out, prompts=EIGHT)
 
 
@@ -142,6 +147,8 @@ def test_four_tasks_of_slurm(
     monkeypatch.chdir(tmp_path)
     words = ["generate", "--data", "p.txt", *OPTIONS.split(), "--shard-size", "2", "--format", "shards"]
     words = ["sr", str(base), *SR_OPTIONS.split()] if kind == "sr" else words
+    if kind == "tokenize":
+        words = ["tokenize", "data", "--crops", "2", "--shard-size", "2", "--format", "shards"]
     engine = ["--device", "cpu", "--out", "two", "--executor", "slurm", "--workers", "4"]
     (tmp_path / "p.txt").write_text("\n".join(EIGHT))
     monkeypatch.setattr(sys, "argv", ["fourm", *words, *engine])
