@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from types import FrameType
 
 from fourm.batch.batches import Batch
 from fourm.batch.dispatch import NOT_TOLD, Died, Said, as_end, dispatch
 from fourm.batch.worker import Worker
 from fourm.data.shards import Shard
+from fourm.files.copies import delete_home
 from fourm.files.writing import remove_leftovers
 
 PATIENCE = 10.0  # seconds in which a process without a shard ends by itself
@@ -85,6 +87,7 @@ def how_it_ended(code: int) -> str:
 def _work(connection: Connection, batch: Batch, device: str | None) -> None:
     """What a worker process does until its parent has no more shards, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+    signal.signal(signal.SIGTERM, _end_by)
     try:
         worker = Worker(batch, device)
         while True:
@@ -93,6 +96,14 @@ def _work(connection: Connection, batch: Batch, device: str | None) -> None:
                 if not isinstance(event, NOT_TOLD):
                     connection.send(event)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent ended
+        delete_home()
         os._exit(0)
     except Exception as error:  # of any kind: the parent waits for word of this process, and tells it
         connection.send(as_end(error))
+
+
+def _end_by(number: int, frame: FrameType | None) -> None:
+    """End as a signal without a handler does, but leave no copies of files."""
+    delete_home()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -51,6 +51,11 @@ def made_folder(address: str) -> Path:
     return path
 
 
+def delete_home() -> None:
+    """Delete all copies of this process, which is about to end without its exit handlers."""
+    shutil.rmtree(_home(os.getpid()), ignore_errors=True)
+
+
 @lru_cache
 def _home(process: int) -> Path:
     """The temporary folder of this process."""
