@@ -12,6 +12,9 @@ from fourm.output.markers import Marker, marker_files, read_done, settings_diges
 from fourm.output.processes import read_checksums, read_failures
 from fourm.output.samples import Run, open_runs
 
+MAX_REASONS = 1000  # that are told apart: a reason may name a file, so there may be as many as samples
+OTHER_REASONS = "other reasons"
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -26,7 +29,7 @@ class Status:
     saved: int
     failed: int
     incomplete: int  # samples that lacked a file
-    reasons: tuple[tuple[str, int], ...]  # why results failed, and how many, most first
+    reasons: tuple[tuple[str, int], ...]  # why results failed, and how many, most first; rare ones together
     damaged: tuple[str, ...]  # a sentence for each shard that is not as its marker says
     rate: float | None  # results per second, while any process worked
     left: float | None  # seconds for the shards that are missing, at this rate
@@ -62,6 +65,8 @@ class _Sums:
         self.numbers.add(marker.shard.number)
         self.spans.append((ended - marker.seconds, ended))
         self.reasons.update(failure.reason for failure in marker.failures)
+        if len(self.reasons) > 2 * MAX_REASONS:
+            self.reasons = _fewer(self.reasons)
         self.saved += marker.counts.saved
         self.failed += marker.counts.failed
         self.incomplete += marker.counts.incomplete
@@ -101,7 +106,15 @@ def _of_files(run: Run) -> Status:
 
 
 def _ranked(reasons: Counter[str]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(reasons.items(), key=lambda one: (-one[1], one[0])))
+    return tuple(sorted(_fewer(reasons).items(), key=lambda one: (-one[1], one[0])))
+
+
+def _fewer(reasons: Counter[str]) -> Counter[str]:
+    """The most frequent ones, and the number of all others."""
+    kept = Counter(dict(reasons.most_common(MAX_REASONS)))
+    if rest := reasons.total() - kept.total():
+        kept[OTHER_REASONS] += rest
+    return kept
 
 
 def _union(spans: Iterable[tuple[float, float]]) -> float:

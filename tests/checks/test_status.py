@@ -4,10 +4,12 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fourm.checks import status
 from fourm.checks.status import read_status
 from fourm.data.shards import SHARDS
 from fourm.output.markers import marker_path
@@ -64,3 +66,16 @@ def test_a_thousand_markers_take_less_than_a_second(tmp_path: Path) -> None:
     started = time.process_time()
     assert read_status(out)[0].saved == 3000
     assert time.process_time() - started < 1
+
+
+def test_rare_reasons_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = make_folder(tmp_path, "shards", 4, [])
+    monkeypatch.setattr(status, "MAX_REASONS", 2)
+    for number in range(4):
+        marker = make_shard(tmp_path, record, number, [0, 1])
+        first, second = marker.failures
+        replace(marker, failures=(first, replace(second, reason=f"{number}.png is gone"))).write(tmp_path)
+    (found,) = read_status(tmp_path)
+    assert found.reasons[0] == ("is too long", 4)
+    assert len(found.reasons) <= 3
+    assert sum(count for _, count in found.reasons) == 8
