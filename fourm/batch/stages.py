@@ -33,7 +33,7 @@ from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
 
 AnyJob = Job | TokenJob
-Made = Generator[Event, None, None]
+Events = Generator[Event, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def make_shard(stage: Stage, loaded: LoadedModel, shard: Shard, dataset: Dataset
         sink.files.close()
 
 
-def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Made:
+def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Events:
     """Generate the results of samples."""
     job = replace(job, request=replace(job.request, samples=dataset.samples))
     works = [
@@ -144,7 +144,7 @@ def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) 
     yield from stepwise(generate(engine, Saver(job, codecs, sink), works), loaded)
 
 
-def _tokenize(job: TokenJob, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Made:
+def _tokenize(job: TokenJob, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Events:
     """Make tokens of the values of samples."""
     files = TokenShard(sink)
     samples = sorted(dataset.samples, key=lambda sample: sample.key)
@@ -153,6 +153,7 @@ def _tokenize(job: TokenJob, loaded: LoadedModel, dataset: Dataset, sink: ShardS
 
 
 def _check_tokenizing(request: TokenizeRequest) -> TokenJob:
+    """Check a request; `auto` is the dtype of the run that is joined or continued, if there is one."""
     before = request.joined_record() if request.dtype == AUTO else None
     return check_tokenizing(request if before is None else replace(request, dtype=before.dtype))
 
@@ -163,7 +164,7 @@ class _Kind:
 
     check: Callable[[Any], AnyJob]  # of a request
     record: Callable[[Any], RunRecord]  # of its job
-    results: Callable[[Any, LoadedModel, Dataset, ShardSink], Made]  # into a shard
+    results: Callable[[Any, LoadedModel, Dataset, ShardSink], Events]  # into a shard
 
 
 KINDS: Mapping[type[Request | TokenizeRequest], _Kind] = {
