@@ -36,8 +36,7 @@ from fourm.hub.datasets import fetch_container, hub_container
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind, Modality
 from fourm.sources.datasets import CAPTION, Wanted, chosen
-from fourm.sources.raw_folders import folders_of
-from fourm.sources.source import Source
+from fourm.sources.source import Source, folders_of
 
 _JSON = "json"  # the ending of a member of which one text is read
 _PICTURES = (*(suffix[1:] for suffix in PICTURE_SUFFIXES), "image", "img", "picture")  # names of columns

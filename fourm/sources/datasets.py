@@ -23,8 +23,7 @@ from fourm.errors import UsageError
 from fourm.files.opening import local_name
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
-from fourm.sources.raw_folders import folder_of_values, folders_of
-from fourm.sources.source import Source
+from fourm.sources.source import Source, folder_of_values, folders_of
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
 

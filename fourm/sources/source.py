@@ -1,7 +1,7 @@
 """Where samples come from, as a user names it: texts, pictures, a dataset, containers, nothing."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from fourm.files.opening import local_name
 from fourm.hub.catalogue import PARTI
 from fourm.hub.datasets import find_hub_containers, is_hub_data
 from fourm.hub.files import ModelFiles
+from fourm.modalities.registry import TOKENS, Modality
 from fourm.output.record import RUN, SR_RUN
-from fourm.sources.raw_folders import folders_of
 
+_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # names in datasets of the reference, by key of a modality
 _TEXTS = (".txt", *JSON_LINES, *TABLES)
 EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input
 
@@ -108,6 +109,17 @@ def is_dataset(path: str, names: Sequence[str], model: ModelFiles) -> bool:
     known = {name for row in model.registry.rows.values() for name in (row.key, *folders_of(row), row.name)}
     has_folder = any(os.path.isdir(os.path.join(path, name)) for name in known.intersection(names))
     return has_folder or RUN in names or SR_RUN in names
+
+
+def folder_of_values(row: Modality, present: Collection[str]) -> str:
+    """The folder, of those present, that holds the values of a grid; "" for none."""
+    return next((name for name in (*row.value_names, *folders_of(row)) if name in present), "")
+
+
+def folders_of(row: Modality) -> tuple[str, ...]:
+    """The folders of a dataset that may hold values of a modality, the likeliest first."""
+    names = (row.folder, row.key.removeprefix(TOKENS), _OTHER_FOLDERS.get(row.key, ""))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _find_dataset(data: str, model: ModelFiles) -> tuple[Container, ...] | None:

@@ -31,7 +31,7 @@ from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect, run
 from fourm.runs.tokenizing import tokenize_dataset
 from fourm.schedule.plan import parse_chain
-from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
+from fourm.sources.raw import find_raw_folders, list_raw_samples
 from tests.emulated_gpu import emulated
 from tests.folders import snapshot
 

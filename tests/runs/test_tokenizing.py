@@ -27,7 +27,7 @@ from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.results.events import Event, Failed, Finished, Saved, Started
 from fourm.runs.tokenizing import tokenize_dataset
-from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
+from fourm.sources.raw import find_raw_folders, list_raw_samples
 
 Array = NDArray[Any]
 ROW = Modality("tok_rgb@48", Kind.GRID, 9, 64, (3, 3), 16, 48, codec="tok_rgb", tokenizer="rgb", folder="rgb")

@@ -12,7 +12,7 @@ from fourm.data.dataset import Listing, list_dataset, list_folder, match_spellin
 from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.sources.raw_folders import find_raw_folders, list_raw_samples
+from fourm.sources.raw import find_raw_folders, list_raw_samples
 from fourm.sources.reading import read_samples
 from fourm.sources.source import Source
 

@@ -14,7 +14,7 @@ from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.inputs.request import MAX_CROPS, TokenizeRequest
-from fourm.sources.raw_folders import find_raw_folders, list_raw_samples, missing_tokenizers, value_folders
+from fourm.sources.raw import find_raw_folders, list_raw_samples, missing_tokenizers, value_folders
 
 
 @pytest.fixture
