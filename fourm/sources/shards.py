@@ -20,7 +20,7 @@ from fourm.data.layout import Key, Sample, number_keys
 from fourm.data.lines import LineRange, scan_lines
 from fourm.data.parts import Part, list_parts
 from fourm.data.pictures import count_pictures, pictures_in
-from fourm.data.prompts import JSON_LINES, OTHER_TEXTS, PartOfTable
+from fourm.data.prompts import OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
 from fourm.data.storage import is_remote, local_file
 from fourm.errors import UsageError
@@ -28,10 +28,17 @@ from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Modality
 from fourm.schedule.keeps import Keep
 from fourm.sources.containers import ContainerReader, columns_of, container_reader, describe, found_container
-from fourm.sources.datasets import CAPTION, Wanted, read_part
+from fourm.sources.datasets import Wanted, read_part
 from fourm.sources.reading import read_pictures, read_samples
 from fourm.sources.source import EMPTY, STREAM, Source, checked_source, is_dataset
-from fourm.sources.texts import check_text_conditions, check_text_keeps, parse_texts, problems_of, text_file
+from fourm.sources.texts import (
+    check_text_conditions,
+    check_text_keeps,
+    default_suffix,
+    parse_texts,
+    problems_of,
+    text_file,
+)
 
 
 class Reader(Protocol):
@@ -155,11 +162,8 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
         return None
     check_text_keeps((*asked.keeps, *asked.later))
     rows = check_text_conditions(source, asked.read, model)
-    if source.data == STREAM:
-        path = _spool(stdin, ".txt" if all(row.codec == CAPTION for row in rows) else JSON_LINES[0])
-    else:
-        path = text_file(source, model)
-    suffix = path.suffix.lower() or ".txt"
+    path = _spool(stdin, default_suffix(rows)) if source.data == STREAM else text_file(source, model)
+    suffix = path.suffix.lower() or default_suffix(rows)
     if not path.is_file() or suffix in OTHER_TEXTS:
         return None
     scan = scan_lines(path, suffix, asked.size)

@@ -87,6 +87,16 @@ def test_a_shard_of_lines_needs_three_numbers(model: ModelFiles, tmp_path: Path)
     assert sizes[1] - sizes[0] <= 2000 * 3 * 8 + 100
 
 
+def test_a_file_without_an_ending_is_lines_or_json_lines_as_the_conditions_need(
+    model: ModelFiles, tmp_path: Path
+) -> None:
+    path = tmp_path / "p"
+    path.write_text('{"caption": "a red circle", "det": []}\n{"caption": "a blue square", "det": []}\n')
+    for conditions in (["caption", "det"], ["det"]):
+        whole = read_samples(Source(data=str(path)), conditions, model, NOTHING).samples
+        assert read(list_shards(Source(data=str(path)), conditions, model, NOTHING, size=1)) == [*whole]
+
+
 def test_standard_input_and_typed_prompts_are_shards_too(model: ModelFiles) -> None:
     text = b"a red circle\na blue square\na green triangle\n"
     whole = read_samples(Source(data="-"), ["caption"], model, io.BytesIO(text)).samples
