@@ -33,7 +33,10 @@ class Report:
 
 @dataclass(slots=True)
 class Worker:
-    """Holds the models of a batch. Any number of workers, anywhere, can make shards of one batch."""
+    """Holds the models of a batch. Any number of workers, anywhere, can make shards of one batch.
+
+    A process has one at a time: a worker that begins or is closed deletes what its process left unfinished.
+    """
 
     batch: Batch
     device: str | None = None  # None: that of the batch
