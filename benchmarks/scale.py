@@ -1,12 +1,13 @@
 """What `fourm generate --format shards` needs for many prompts: time and memory at the start, and files.
 
-    python -m benchmarks.scale [--prompts 1000,100000,1000000] [--shards 1000000] [--done 1000] [--json FILE]
+    python -m benchmarks.scale [--prompts 1000,100000,1000000] [--shards 1000000] [--done 1000]
+                               [--verify 10,100,1000] [--json FILE]
 
 Each start is a command of its own with the embedded model, tokens only: process 7 of 100, until its first
 sample is saved, then it is stopped; *CPU* is its processor time until then (on a busy machine seconds say
 little), memory its peak. Shards of one sample show what more shards add. `--resume` finds markers and tars
-that are copies of one real shard. What more samples need and leave is computed from these and from three
-real shards.
+that are copies of one real shard, `verify` shards with a thousand copies of one real sample. What more
+samples need and leave is computed from these and from three real shards.
 """
 
 import argparse
@@ -18,12 +19,20 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.tables import Table, add_json
-from fourm.data.shards import SHARD_SIZE, shard_name
-from fourm.output.markers import marker_path, read_markers
+from fourm.data.containers import read_member, split_path
+from fourm.data.layout import number_keys
+from fourm.data.shards import SHARD_SIZE, SHARDS, shard_name
+from fourm.files.writing import remove_leftovers
+from fourm.output.markers import Counts, Marker, marker_path, read_markers, settings_digest
+from fourm.output.members import Member
+from fourm.output.record import RUN, format_run
+from fourm.output.samples import load_run
+from fourm.output.shard_files import ShardFiles
 
 RANK, SIZE = 7, 100  # of the process that is measured
 STEPS = ("--model", "demo", "--device", "cpu", "--steps", "2", "--batch-size", "8", "--format", "shards")
@@ -66,6 +75,7 @@ def main() -> None:
         "--shards", type=int, default=1_000_000, help="shards of one sample each, at the start"
     )
     parser.add_argument("--done", type=int, default=1000, help="shards that --resume finds done")
+    parser.add_argument("--verify", default="10,100,1000", help="numbers of shards that are verified")
     parser.add_argument("--work", type=Path, default=None, help="where temporary files go")
     add_json(parser)
     args = parser.parse_args()
@@ -79,6 +89,7 @@ def main() -> None:
         most = measure_start(Path(work), args.shards, 1)
         most.add(table, f"the same, in {args.shards:,} shards", args.shards)
         measure_resume(table, Path(work), args.done)
+        measure_verify(table, Path(work), [int(word) for word in args.verify.split(",")])
         growth = growth_of(starts[min(starts)], starts[max(starts)], max(starts), most, args.shards)
         report_files(table, Path(work), starts[min(starts)], growth)
 
@@ -111,16 +122,62 @@ def measure_resume(table: Table, work: Path, done: int) -> None:
     subprocess.run(command(*words, "--shard", f"{done}/{done + 1}"), check=True, stdout=subprocess.DEVNULL)
     (marker,) = read_markers(out)
     for number in range(done):
-        name, files = shard_name(number), dict[str, tuple[str, int]]()
-        for path, facts in marker.files.items():
-            there = f"{Path(path).parent}/{name}.tar"
-            shutil.copyfile(out / path, out / there)
-            files[there] = facts
-        replace(marker, shard=replace(marker.shard, number=number, name=name), files=files).write(out)
+        copy_shard(out, marker, number)
     marker_path(out, marker.shard.name).unlink()
     what = f"`--resume`, {done:,} shards done, to the first event"
     start(work, "started", *words, "--resume").add(table, what, done + 1)
     shutil.rmtree(out)
+
+
+def measure_verify(table: Table, work: Path, counts: Iterable[int]) -> None:
+    """`fourm verify` of runs of so many shards."""
+    one, out = work / "one", work / "out"
+    words = ("--data", str(write_prompts(work, 1)), *TOKENS, "--out", str(one))
+    subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
+    for count in counts:
+        make_run(one, out, count)
+        began, used = time.perf_counter(), (0.0, 0.0)
+        verify = [sys.executable, "-m", "fourm_cli", "verify", str(out)]
+        process = subprocess.Popen(verify, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            with suppress(OSError, StopIteration):  # it has just ended
+                used = used_by(process.pid)
+            time.sleep(0.005)
+        if process.returncode:
+            raise SystemExit(f"verify ended with {process.returncode}")
+        found = Start(time.perf_counter() - began, *used)
+        found.add(table, f"`verify`, {count:,} shards", count * SHARD_SIZE)
+        shutil.rmtree(out)
+
+
+def make_run(one: Path, out: Path, count: int) -> None:
+    """A run of so many shards, which hold the sample of the run `one` a thousand times."""
+    run, (marker,) = load_run(one), read_markers(one)
+    record = replace(run.record, samples=count * SHARD_SIZE, shards=count)
+    (sample,) = run.samples()
+    out.mkdir()
+    (out / RUN).write_text(format_run(record, run.identity), encoding="utf-8")
+    files = ShardFiles(out, marker.shard, SHARDS)
+    for place in run.places:
+        path = split_path(one / sample.file(place, None))
+        assert path is not None
+        for key in number_keys(SHARD_SIZE):
+            files.add(Member(key, None, place.folder, place.suffix), read_member(*path, 1 << 20))
+    made = replace(marker, counts=Counts(SHARD_SIZE, SHARD_SIZE), settings=settings_digest(record))
+    made = files.finish(made)
+    for number in range(1, count):
+        copy_shard(out, made, number)
+    remove_leftovers(out)
+
+
+def copy_shard(out: Path, marker: Marker, number: int) -> None:
+    """A further shard, with the bytes of one that is there."""
+    name, files = shard_name(number), dict[str, tuple[str, int]]()
+    for path, facts in marker.files.items():
+        there = f"{Path(path).parent}/{name}.tar"
+        os.link(out / path, out / there)
+        files[there] = facts
+    replace(marker, shard=replace(marker.shard, number=number, name=name), files=files).write(out)
 
 
 def report_files(table: Table, work: Path, least: Start, growth: Growth) -> None:

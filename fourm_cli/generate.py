@@ -251,12 +251,13 @@ def _read_sr(
     root: Path, origin: "Run | None", chain: "Chain", files: "ModelFiles", data: Sequence[str],
     layout: options.Layout, is_beside: bool,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
-    """The samples of a folder as conditions of super-resolution; with shards, those of one that has some."""
+    """The samples of a folder as conditions of super-resolution; with shards, one of them."""
     from fourm.data.dataset import Dataset
-    from fourm.inputs.origins import read_sr_input
-    from fourm.sources.results import shards_of_run
+    from fourm.inputs.origins import check_kept_data, read_sr_input
+    from fourm.sources.results import shards_of_run, some_sample
     from fourm.sources.shards import shards_of_samples
 
+    check_kept_data(root, origin, chain, data)
     made, is_asked = origin.record if origin else None, layout.check_format()
     there = made.layout if made is not None else FILES
     form = layout.format if is_asked else there
@@ -268,14 +269,9 @@ def _read_sr(
         if not is_asked:
             return dataset, None
         return dataset, Sharded(shards_of_samples(dataset, size), form, size, layout.retry_failed)
-    if chain.keeps or data:
-        what = "is made from results alone where those are in shards"
-        raise UsageError(f"--keep and --data: {root}: super-resolution {what}; leave them out")
-    found = shards_of_run(origin, chain, files)
-    some = next(filter(None, (found.samples(shard).samples for shard in found.shards)), ())
-    if not some:
-        raise UsageError(f"{root}: all samples of its run have failed")
-    return Dataset(some, (), found.notes, found.input), Sharded(found, form, size, layout.retry_failed)
+    found = shards_of_run(origin, chain, files, sys.stdin.buffer, data)
+    some = Dataset((some_sample(found, origin, data),), (), found.notes, found.input)
+    return some, Sharded(found, form, size, layout.retry_failed)
 
 
 def _check_replay(used: Mapping[str, object]) -> None:

@@ -66,6 +66,8 @@ def test_starts_and_files_of_runs_in_shards_are_measured(tmp_path: Path) -> None
         "100,200",
         "--shards",
         "50",
+        "--verify",
+        "1,2",
         "--done",
         "2",
         "--work",
@@ -75,9 +77,9 @@ def test_starts_and_files_of_runs_in_shards_are_measured(tmp_path: Path) -> None
     ]
     subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], cwd=ROOT, check=True)
     rows = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["samples"] for row in rows] == [100, 200, 50, 3, 3, *scale.COMPUTED]
+    assert [row["samples"] for row in rows] == [100, 200, 50, 3, 3, 1000, 2000, *scale.COMPUTED]
     assert all(row["CPU, s"] > 0 < row["peak, MB"] for row in rows)
-    assert rows[5]["files"] <= 700
+    assert rows[7]["files"] <= 700
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 

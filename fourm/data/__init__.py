@@ -10,10 +10,10 @@ PUBLIC = {
         choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
         match_spellings suffix_of""",
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
-        PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
-        number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
+        PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart escape_dots file_name
+        fit_crop number_keys pad_crop parse_key path_of random_crop samples_of_prompts unescape_dots""",
     "lines": "LineRange scan_lines",
-    "parts": "Part list_part list_parts",
+    "parts": "Part list_part list_parts tops_in",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts

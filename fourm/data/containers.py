@@ -50,7 +50,7 @@ class Container:
     @property
     def is_tar(self) -> bool:
         """True for a tar, False for a file of rows and columns."""
-        return self.path.name.lower().endswith(SHARD_SUFFIX)
+        return _is_tar(self.path)
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
@@ -63,7 +63,7 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
     """The bytes of a member, at most `limit + 1` of them. SampleError if it cannot be read."""
-    if not path.name.lower().endswith(SHARD_SUFFIX):
+    if not _is_tar(path):
         return read_cell(path, name, limit)[1]
     file = _json_member(path, name)
     if file is None:
@@ -77,7 +77,7 @@ def is_there(path: Path) -> bool:
         return path.is_file()
     file, name = place
     try:
-        if not file.name.lower().endswith(SHARD_SUFFIX):
+        if not _is_tar(file):
             return has_cell(file, name)
         return isinstance(read_tar(file).members.get(_json_member(file, name) or name), tuple)
     except (OSError, UsageError, SampleError):
@@ -91,7 +91,7 @@ def ending_of(path: Path) -> str:
     """
     if (place := split_path(path)) is None:
         return path.suffix.lower()
-    if not place[0].name.lower().endswith(SHARD_SUFFIX):
+    if not _is_tar(place[0]):
         return read_cell(*place, _MAX_JSON)[0]
     return path.suffix.lower() if _json_member(*place) is None else ".txt"
 
@@ -171,9 +171,11 @@ def name_containers(
 ) -> tuple[Container, ...]:
     """Containers of one kind with names below `root`; UsageError: two have one name, or kinds differ.
 
+    A table beside a tar of the same name is left out: img2dataset's list of what is in it.
     origins: of those that are fetched.
     """
-    found = dict[str, Container]()
+    found, tars = dict[str, Container](), {path.with_suffix("") for path in paths if _is_tar(path)}
+    paths = [path for path in paths if _is_tar(path) or path.with_suffix("") not in tars]
     for path in paths:
         below = Path(os.path.abspath(path)).relative_to(os.path.abspath(root))
         one = Container(path, below.with_suffix("").as_posix(), (origins or {}).get(path, ""))
@@ -181,10 +183,14 @@ def name_containers(
             if other.path == path:
                 raise UsageError(f"{printable(str(path))}: is given twice")
             raise UsageError(f"{other.path} and {path}: both would be '{one.name}'; rename one")
-        if one.is_tar != paths[0].name.lower().endswith(SHARD_SUFFIX):
+        if one.is_tar != _is_tar(paths[0]):
             kinds = f"both tars and files of columns ({paths[0].name}, {path.name})"
             raise UsageError(f"{root}: holds {kinds}; a pattern in quotation marks names those of one kind")
     return tuple(found.values())
+
+
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(SHARD_SUFFIX)
 
 
 def _names_near(folder: Path) -> Iterator[str]:

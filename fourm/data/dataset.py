@@ -347,21 +347,24 @@ def add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
         found.add(folder, name, Path(entry.path))
 
 
-def add_shard(found: Listing, path: Path, folder: str) -> None:
-    """Add the members of a tar, as files of the sample folder `folder`."""
+def add_shard(found: Listing, path: Path, folder: str) -> set[Key]:
+    """Add the members of a tar, as files of the sample folder `folder` unless their names are whole keys."""
     try:
         shard = read_tar(path)
     except OSError as error:
         shard = TarIndex(problem=f"cannot be read ({error.strerror})")
+    keys, within = set[Key](), [] if shard.is_whole else [folder]
     for name, place in shard.members.items():
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
             continue
-        key = found.add("/".join((folder, *above)), last, path / name)
+        key = found.add("/".join((*within, *above)), last, path / name)
+        keys |= {key} if key is not None else set()
         if key is not None and isinstance(place, str):
             found.problems[key] = f"{path / name}: {place}"
     if shard.problem:
         found.problems[Key(folder, UNKNOWN)] = f"{path}: {shard.problem}"
+    return keys
 
 
 def folder_and_above(folder: str) -> list[str]:

@@ -175,6 +175,16 @@ def file_name(folder: str, key: Key, suffix: str, variation: int | None = None) 
     return f"{folder}/{key.path}{end}{suffix}"
 
 
+def escape_dots(name: str) -> str:
+    """A name without dots, as WebDataset needs it; see `unescape_dots`."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+def unescape_dots(name: str) -> str:
+    """The name that was escaped."""
+    return name.replace("%2E", ".").replace("%25", "%")
+
+
 def check_apart(out: Path, samples: Iterable[Sample]) -> None:
     """UsageError if `out` lies in a modality's folder that is read: it would add samples to the dataset."""
     # One file for each folder and modality: a thousand samples share a folder, and there may be a million.

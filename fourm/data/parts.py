@@ -33,6 +33,10 @@ class Part:
     folder: str
     count: int | None = None
 
+    def holds(self, folder: str) -> bool:
+        """Whether a folder of keys belongs to it."""
+        return folder == self.folder or (self.count is None and folder.startswith(f"{self.folder}/"))
+
 
 def list_parts(root: Path, folder: str) -> tuple[list[Part], Listing]:
     """The parts of `root/folder`, sorted, and a listing of what belongs to none: problems and unread files.
@@ -60,10 +64,11 @@ def list_parts(root: Path, folder: str) -> tuple[list[Part], Listing]:
 
 def list_part(top: Path, part: Part) -> Listing:
     """The files of a part in a modality's folder, which may have it in another form: a folder or a tar."""
-    found, inside = Listing(top=top), part.folder
+    found, inside, own = Listing(top=top), part.folder, set[Key]()
     for above in folder_and_above(inside) if inside else ():
         if os.path.isfile(path := top / f"{above}{SHARD_SUFFIX}"):
-            add_shard(found, path, above)
+            keys = add_shard(found, path, above)
+            own |= keys if above == inside and part.count is None else set()  # also whole keys, of any folder
     path = top / inside
     if part.count is None:
         below = Listing()
@@ -83,17 +88,25 @@ def list_part(top: Path, part: Part) -> Listing:
                         add_file(found, entry, inside)
         except OSError as error:
             found.problems[Key(inside, UNKNOWN)] = f"{path}: cannot be read ({error.strerror})"
-    found.files = {key: file for key, file in found.files.items() if _is_in(key.folder, part)}
+    found.files = {key: file for key, file in found.files.items() if key in own or part.holds(key.folder)}
     outer = {*folder_and_above(inside)}
     found.problems = {
         key: problem for key, problem in found.problems.items()
-        if _is_in(key.folder, part) or (key.name == UNKNOWN and key.folder in outer)
+        if key in own or part.holds(key.folder) or (key.name == UNKNOWN and key.folder in outer)
     }  # fmt: skip
     return found
 
 
-def _is_in(folder: str, part: Part) -> bool:
-    return folder == part.folder or (part.count is None and folder.startswith(f"{part.folder}/"))
+def tops_in(top: Path) -> set[str]:
+    """Names of the folders and tars that lie directly in a modality's folder, without endings."""
+    found = set[str]()
+    with suppress(OSError), os.scandir(top) as entries:  # whoever reads its parts tells of it
+        for entry in entries:
+            if entry.name.lower().endswith(SHARD_SUFFIX):
+                found.add(entry.name[: -len(SHARD_SUFFIX)])
+            elif not entry.name.startswith(".") and entry.is_dir():
+                found.add(entry.name)
+    return {name for name in found if name and not name.startswith(".")}
 
 
 def _by_folder(found: Listing) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:

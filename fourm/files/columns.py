@@ -22,6 +22,7 @@ from fourm.files.opening import SIGNATURE, open_file
 
 COLUMN_SUFFIXES = (".parquet", ".arrow")
 PICTURE, BYTES, TEXT, IDS, DATA = "pictures", "bytes", "texts", "whole numbers", "data"  # kinds of a column
+KEYED = {"fourm": "rows have keys"}  # metadata of a file whose rows are named by columns
 _BUFFER = 1 << 20  # bytes of a Parquet file that are read at once
 # Of the cells that are decoded together: bytes of all where each is stored, most bytes where a few are
 # repeated by number, and most rows.
@@ -40,6 +41,7 @@ class Columns:
 
     num_rows: int
     kinds: Mapping[str, str]  # PICTURE, BYTES, TEXT, IDS, DATA; "" for what is not read
+    is_keyed: bool = False  # a run wrote it: `key`, and `variation` if there are several, name the rows
 
 
 class _Table(Protocol):
@@ -284,9 +286,9 @@ def _columns(path: Path, size: int, changed: int) -> Columns:
     table = _open(path)
     if table.num_rows > _MAX_ROWS:
         raise ValueError(f"it says that it has {table.num_rows:,} rows")
-    names, told = table.schema.names, (table.schema.metadata or {}).get(b"huggingface", b"{}")
+    names, about = table.schema.names, table.schema.metadata or {}
     try:
-        features = json.loads(told)["info"]["features"]
+        features = json.loads(about.get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         features = {}
     kinds = {
@@ -295,7 +297,8 @@ def _columns(path: Path, size: int, changed: int) -> Columns:
     }
     # A name that a path would change, or that stands there twice, leads to no cell.
     unfit = {name for name, count in Counter(names).items() if count > 1 or not _is_name(name)}
-    return Columns(table.num_rows, {name: "" if name in unfit else kind for name, kind in kinds.items()})
+    kinds = {name: "" if name in unfit else kind for name, kind in kinds.items()}
+    return Columns(table.num_rows, kinds, about.get(b"fourm") == KEYED["fourm"].encode())
 
 
 def _is_name(column: str) -> bool:

@@ -13,6 +13,9 @@ from fourm.files.opening import open_file
 SHARD_SUFFIX = ".tar"
 MAX_NAME, MAX_PART = 1024, 255  # longest name of a member with its folders, and longest part of it, in bytes
 NO_ACCESS = f"gives no access to single members; unpack it to {SHARD_SUFFIX}"  # what is compressed
+# What the global header of a tar says that this program wrote: names of members are whole keys, whatever the
+# tar is called; dots in keys are escaped, as WebDataset ends a key at the first one; or both.
+WHOLE, ESCAPED, WHOLE_ESCAPED = "fourm: whole keys", "fourm: escaped keys", "fourm: whole, escaped keys"
 _MAX_HEADER = 1 << 20  # largest header of a member, long names included, in bytes
 _BLOCK = 512  # bytes; the unit of the tar format
 # First bytes of compressed files -> the name of the format.
@@ -26,6 +29,17 @@ class TarIndex:
     # Name without a leading `./` -> position of the first byte and number of bytes, or why it cannot be read.
     members: dict[str, tuple[int, int] | str] = field(default_factory=dict)
     problem: str = ""  # why there may be more members than are listed here
+    comment: str = ""  # of its global header
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether names of members are whole keys, not those in the folder that the tar stands for."""
+        return self.comment in (WHOLE, WHOLE_ESCAPED)
+
+    @property
+    def is_escaped(self) -> bool:
+        """Whether dots in keys are escaped."""
+        return self.comment in (ESCAPED, WHOLE_ESCAPED)
 
 
 class _Guarded(BufferedReader):
@@ -55,9 +69,20 @@ def read_tar(path: Path) -> TarIndex:
     return _index(path, now.st_size, now.st_mtime_ns)
 
 
+def scan_tar(path: Path) -> TarIndex:
+    """As `read_tar`, and nothing is kept: for whoever goes through many shards once."""
+    with open_file(path) as file:
+        return _scan(path, os.fstat(file.fileno()).st_size)
+
+
 @lru_cache(maxsize=32)  # more than modalities are read together; an index of 10,000 members has 3 MB
 def _index(path: Path, size: int, changed: int) -> TarIndex:
-    """The index of a shard; `changed` is only part of the cache's key."""
+    """The index of a shard, as it was read last; `changed` is only part of the cache's key."""
+    return _scan(path, size)
+
+
+def _scan(path: Path, size: int) -> TarIndex:
+    """The index of a shard. size: its bytes."""
     shard = TarIndex()
     before = -1  # position of the last header
     problem = ""
@@ -69,6 +94,7 @@ def _index(path: Path, size: int, changed: int) -> TarIndex:
                     if member.offset <= before or member.size < 0:
                         raise tarfile.ReadError("a header leads backwards")
                     before = member.offset
+                    shard.comment = str(tar.pax_headers.get("comment", ""))[:100]
                     _add_member(shard, member, size)
                     tar.members.clear()  # type: ignore[attr-defined] # of which it keeps all: 1 KB for each
                 file.seek(tar.offset)

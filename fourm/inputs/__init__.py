@@ -7,7 +7,8 @@ PUBLIC = {
     "conditions": "ConditionReader PreparedSample Work",
     "convert": "convert_dataset",
     "kept": "Kept check_mask_files",
-    "origins": "find_sr_model names_made plan_sr read_origin read_replay read_sr_input sr_name",
+    "origins": """check_kept_data find_sr_model names_made plan_sr read_origin read_replay read_sr_input
+        sr_name""",
     "request": """DDIM DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request SOLVERS SPACINGS
         TokenizeRequest World check_attention check_kept_weights check_seed other_launcher
         parse_world""",

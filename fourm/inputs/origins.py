@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from fourm.data.containers import is_there, read_member, split_path
+from fourm.data.containers import ending_of, is_there, read_member, split_path
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
-from fourm.errors import FourMError, UsageError, printable
+from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.files.opening import read_bytes, real, strip_metadata
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
@@ -27,9 +27,9 @@ from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
-from fourm.sources.datasets import CAPTION, kept_names
+from fourm.sources.datasets import CAPTION
 from fourm.sources.reading import read_samples
-from fourm.sources.results import conditions_from, forms_kept, with_files
+from fourm.sources.results import add_kept, conditions_from, forms_kept, read_kept, with_files
 from fourm.sources.source import Source
 
 MAX_BYTES = 1 << 30  # of a picture that is made once more
@@ -97,18 +97,11 @@ def read_sr_input(
     """The samples of a folder as conditions of super-resolution.
 
     origin: the run that made the folder, or None. Results of a run whose files are missing are counted in a
-    note, as they were not made or have failed. data: where the pictures are of which the chain keeps a part;
-    a folder that no run made holds its own. UsageError if all results or all such pictures are missing.
+    note, as they were not made or have failed. data: see `check_kept_data`. UsageError if all results or all
+    pictures of which a part is kept are missing.
     """
-    if data and (origin is None or not chain.keeps):
-        why = f"{root} holds the pictures, as no run made it" if origin is None else "no part of them is kept"
-        raise UsageError(f"`data={data[0]}`: is not read: {why}; leave it out")
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin, keeps=chain.keeps)
-    if chain.keeps and not data:
-        what = f"{root} does not hold the picture of which a part is to stay"
-        ways = "`data=SOURCE` names it: the dataset, folder or file that the run has read"
-        raise UsageError(f"`keep={chain.keeps[0].to_text()}`: {what}; {ways}")
     samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
     results = [sample.files_of(v) for sample in samples for v in origin.numbers]
@@ -118,29 +111,26 @@ def read_sr_input(
         raise UsageError(f"{root}: {what}")
     incomplete = [f"{wanted - there} of {wanted} results are not there"] if there < wanted else []
     if chain.keeps:
-        given = _read_kept(origin, chain, model, stdin, data)
-        incomplete += [f"{one.key.text} has no picture there" for one in samples if one.key not in given]
-        samples = [one for one in samples if one.key in given]
+        given = read_kept(origin, chain, model, stdin, data)
+        samples, lacking = add_kept(samples, given, chain.keeps)
+        incomplete += lacking
         if not samples:
             raise UsageError(f"`data={data[0]}`: {incomplete[-1]}, nor any other sample of {root}")
-        samples = with_files(samples, [given[one.key] for one in samples], kept_names(chain.keeps))
     return Dataset(tuple(samples), tuple(incomplete), input=Input("run"))
 
 
-def _read_kept(
-    origin: Run, chain: Chain, model: ModelFiles, stdin: BinaryIO, data: Sequence[str]
-) -> Mapping[Key, Sample]:
-    """By the names of samples, the pictures of which a part is kept, turned as the run has turned its own.
+def check_kept_data(root: Path, origin: Run | None, chain: Chain, data: Sequence[str]) -> None:
+    """UsageError if `data` does not say where the pictures are of which a part is kept, or says it in vain.
 
-    A single file serves all samples.
+    A folder that no run made holds its own.
     """
-    read = origin.record.input
-    upright = read.upright if read is not None and read.kind in ("folder", "pictures") else None
-    source = Source(paths=tuple(data), upright=upright)
-    samples = read_samples(source, (), model, stdin, keeps=chain.keeps).samples
-    if len(data) == 1 and os.path.isfile(data[0]):
-        return dict.fromkeys((one.key for one in origin.samples()), samples[0])
-    return {one.key: one for one in samples}
+    if data and (origin is None or not chain.keeps):
+        why = f"{root} holds the pictures, as no run made it" if origin is None else "no part of them is kept"
+        raise UsageError(f"`data={data[0]}`: is not read: {why}; leave it out")
+    if origin is not None and chain.keeps and not data:
+        what = f"{root} does not hold the picture of which a part is to stay"
+        ways = "`data=SOURCE` names it: the dataset, folder or file that the run has read"
+        raise UsageError(f"`keep={chain.keeps[0].to_text()}`: {what}; {ways}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +188,7 @@ def read_replay(path: Path) -> Replay:
     """From a picture that this program wrote, or from the record of a run."""
     if not (os.path.exists(path) or is_there(path)):
         raise _refusal(path, "no such file")
-    if path.suffix.lower() == ".png":
+    if _ending_of(path) == ".png":
         return _one_picture(path)
     if path.name not in (RUN, SR_RUN):
         raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
@@ -214,6 +204,13 @@ def read_replay(path: Path) -> Replay:
     return Replay(path, run.record, sr_run, run)
 
 
+def _ending_of(path: Path) -> str:
+    try:
+        return ending_of(path)
+    except (OSError, SampleError) as error:
+        raise _refusal(path, f"cannot be read ({error})") from error
+
+
 def _refusal(path: Path, why: str) -> UsageError:
     return UsageError(f"`replay={path}`: {why}")
 
@@ -227,14 +224,23 @@ def _one_picture(path: Path) -> Replay:
     root = next((folder for folder in real(path).parents if (folder / RUN).is_file()), None)
     if root is not None:
         run = open_runs(root)[0]
-        listed = read_checksums(root).get(real(path).relative_to(root).as_posix())
-        is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
+        is_its_own = _is_as_written(root, key, real(path))
         there = run.record
         same = (there.stage, there.options, there.seed) == (BASE, record.options, record.seed)
         if same and is_its_own and not run.is_older and run.find(key):
             record = replace(record, num_variations=there.num_variations, batch_size=there.batch_size)
             return Replay(path, record, sr_run, run, key)
     return Replay(path, record, sr_run, key=key, prompt=said.texts.get("prompt"))
+
+
+def _is_as_written(root: Path, key: Key, path: Path) -> bool:
+    """Whether a file, or the shard that it is in, has the checksum that its run noted, if there is one."""
+    file = (split_path(path) or (path, ""))[0]
+    name, listed = file.relative_to(root).as_posix(), read_checksums(root)
+    shards = [shard for run in open_runs(root) if run.record.is_sharded and (shard := run.shard_of(key))]
+    sums = {one: sha256 for shard in shards for one, (sha256, _) in shard.marker.files.items()}
+    due = listed[name].sha256 if name in listed else sums.get(name)
+    return due is None or due == sha256_of_file(file)
 
 
 def _read_texts(path: Path) -> dict[str, str]:
@@ -245,7 +251,7 @@ def _read_texts(path: Path) -> dict[str, str]:
         data = strip_metadata(data, keep_texts=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             texts = {str(name): str(text) for name, text in getattr(picture, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, SampleError, Image.DecompressionBombError) as error:
         is_other = isinstance(error, UnidentifiedImageError)  # whose text names a buffer in memory
         why = "" if is_other else f" ({getattr(error, 'strerror', None) or error})"
         raise _refusal(path, f"is not a PNG that can be read{why}") from error

@@ -21,7 +21,8 @@ from fourm.modalities.typed import to_type
 from fourm.output.processes import remove_empty, seal
 from fourm.output.record import DONE, NOT_COMPARED, RUN, RunRecord
 
-Keys = Literal["name", "path"]  # how members are called: by the name of their sample, or by its whole key
+# How members are called: by their key below the folder that their tar stands for, or by the whole key.
+Keys = Literal["name", "path"]
 NAME: Keys = "name"
 PATH: Keys = "path"
 MAX_MARKER_BYTES = 1 << 28
@@ -61,6 +62,11 @@ class Marker:
     incomplete: tuple[str, ...] = ()  # a sentence for each sample that was left out
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def within(self) -> str:
+        """The folder of keys that each of its tars stands for; "" where names of members are whole keys."""
+        return self.shard.name if self.keys == NAME else ""
 
     def write(self, root: Path, record: str = RUN) -> None:
         """Write it; the shard is whole from now on."""

@@ -2,16 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import unquote
 
-from fourm.data.layout import Key, Place, file_name, parse_key
+from fourm.data.layout import Key, Place, escape_dots, file_name, parse_key, unescape_dots
 from fourm.data.shards import PARQUET, SHARDS
 from fourm.errors import UsageError
-from fourm.files.tars import read_tar
-from fourm.output.markers import NAME, PATH, Marker
+from fourm.files.tars import read_tar, scan_tar
+from fourm.output.markers import Marker
 from fourm.output.record import RUN, SR
 
 
@@ -24,16 +23,15 @@ class Member:
     folder: str  # of its kind of file: "rgb", "tok_rgb@64"
     suffix: str
 
-    def name(self, keys: str) -> str:
-        """Its name in a tar of its folder: `042017-v1.png`, or with keys "path" `00042/042017-v1.png`."""
-        key = Key("", self.key.name) if keys == NAME else self.key
-        return file_name("", key, self.suffix, self.variation)[1:]
+    def name(self, within: str) -> str:
+        """Its name in a tar of its folder that stands for the folder `within` of keys: `042017-v1.png`."""
+        return file_name("", self.key, self.suffix, self.variation)[1:].removeprefix(f"{within}/")
 
-    def web_name(self, keys: str) -> str:
+    def web_name(self, within: str) -> str:
         """Its name in a tar of all folders, `042017-v1.rgb.png`; the first dot ends the name of a sample."""
-        above = f"{self.key.folder}/" if self.key.folder and keys == PATH else ""
+        above = f"{self.key.folder}/".removeprefix(f"{within}/")
         number = "" if self.variation is None else f"-v{self.variation}"
-        return above + self.key.name.replace("%", "%25").replace(".", "%2E") + number + web_ending(self)
+        return above + escape_dots(self.key.name) + number + web_ending(self)
 
 
 def web_ending(kind: Member | Place) -> str:
@@ -61,6 +59,8 @@ class ShardMembers:
     numbers: Sequence[int | None]  # variations of the run; (None,) if there is only one
     record: str = RUN
     _rows: dict[tuple[Key, int | None], int] = field(default_factory=dict)  # of a table, when it was read
+    _keys: dict[Place, dict[Key, None]] = field(default_factory=dict)
+    _has: dict[Place, bool] = field(default_factory=dict)
 
     def file_of(self, place: Place) -> str:
         """The file of the shard that holds those of a place, by its path below the folder of the run."""
@@ -68,30 +68,48 @@ class ShardMembers:
             return f"{place.folder}/{self.marker.shard.name}.tar"
         return joint_file(self.marker.shard.name, self.marker.format, self.record)
 
-    def keys(self, place: Place) -> list[Key]:
+    def keys(self, place: Place) -> Collection[Key]:
         """The samples of which a file of a place is there, and those that failed, in order."""
+        if place not in self._keys:
+            failed = {parse_key(failure.key) for failure in self.marker.failures}
+            self._keys[place] = dict.fromkeys(sorted(self.made(place) | failed))
+        return self._keys[place].keys()
+
+    def made(self, place: Place) -> set[Key]:
+        """The samples of which a file of a place is there."""
         if self.marker.format == PARQUET:
-            found = {key for key, _ in self._read_rows()}
-        else:
-            found = set(self._keys_of_tar(place))
-        return sorted(found | {parse_key(failure.key) for failure in self.marker.failures})
+            return {key for key, _ in self._read_rows()}
+        return set(self._keys_of_tar(place))
 
     def paths(self, key: Key, place: Place) -> tuple[str, ...]:
         """The files of a sample: one for each variation, or one for all of them.
 
         The path of a result that failed names a file that is not there.
         """
-        is_joint, file = self.marker.format != SHARDS, self.file_of(place)
+        is_joint, file, within = self.marker.format != SHARDS, self.file_of(place), self.marker.within
         numbers = (None,) if place.shared and not is_joint else self.numbers
         members = [Member(key, number, place.folder, place.suffix) for number in numbers]
+        if not is_joint:
+            return tuple(f"{file}/{one.name(within)}" for one in members)
         if self.marker.format == PARQUET:
-            rows = self._read_rows()
-            return tuple(f"{file}/{rows.get((key, one.variation), '-')}.{column_of(one)}" for one in members)
-        keys = self.marker.keys
-        return tuple(f"{file}/{one.web_name(keys) if is_joint else one.name(keys)}" for one in members)
+            rows = [self._read_rows().get((key, one.variation)) for one in members]
+            names = [f"{'-' if row is None else row}.{column_of(place)}" for row in rows]
+            there = [row is not None for row in rows]
+        else:
+            names = [one.web_name(within) for one in members]
+            known = self._members_of(file) if place.shared and file in self.marker.files else {}
+            there = [name in known for name in names]
+        if place.shared:  # it is with each result: any that was made has it
+            names = [names[there.index(True) if any(there) else 0]]
+        return tuple(f"{file}/{name}" for name in names)
 
     def has(self, place: Place) -> bool:
         """Whether the shard has files of a place that not every shard has."""
+        if place not in self._has:
+            self._has[place] = self._look_for(place)
+        return self._has[place]
+
+    def _look_for(self, place: Place) -> bool:
         file = self.file_of(place)
         if self.marker.format == SHARDS or file not in self.marker.files:
             return file in self.marker.files
@@ -99,12 +117,12 @@ class ShardMembers:
             from pyarrow import parquet
 
             return column_of(place) in parquet.read_schema(self.root / file).names
-        return self.count(place) > 0
+        return any(name.endswith(web_ending(place)) for name in self._members_of(file))
 
     def count(self, place: Place) -> int:
-        """How many files of a place there are, or rows of the table.
+        """How many files of a place there are, or rows of the table; nothing is kept of them.
 
-        ImportError without pyarrow; OSError, ValueError, UsageError: the file cannot be read.
+        ImportError without pyarrow; OSError, ValueError: the file cannot be read.
         """
         file = self.file_of(place)
         if self.marker.format == PARQUET:
@@ -112,7 +130,7 @@ class ShardMembers:
 
             return int(parquet.read_metadata(self.root / file).num_rows)
         ending = place.suffix if self.marker.format == SHARDS else web_ending(place)
-        return sum(name.endswith(ending) for name in self._members_of(file))
+        return sum(name.endswith(ending) for name in scan_tar(self.root / file).members)
 
     def _keys_of_tar(self, place: Place) -> Iterator[Key]:
         is_joint, tar = self.marker.format != SHARDS, self.file_of(place)
@@ -123,9 +141,8 @@ class ShardMembers:
         pattern = re.compile(f"(.+){number}{re.escape(ending)}", re.DOTALL)
         for name, at in self._members_of(tar).items():
             if isinstance(at, tuple) and (match := pattern.fullmatch(name)):
-                key = parse_key(match[1])
-                key = replace(key, name=unquote(key.name)) if is_joint else key
-                yield Key(self.marker.shard.name, key.name) if self.marker.keys == NAME else key
+                key = parse_key(f"{self.marker.within}/{match[1]}".lstrip("/"))
+                yield replace(key, name=unescape_dots(key.name)) if is_joint else key
 
     def _members_of(self, tar: str) -> Mapping[str, object]:
         try:

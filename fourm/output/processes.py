@@ -81,13 +81,20 @@ class Failure:
 
     def to_line(self) -> str:
         """The failure as a line of `failures.jsonl`; the stage is left out if it is "base"."""
-        row = {name: value for name, value in asdict(self).items() if (name, value) != ("stage", "base")}
+        row = {"key": self.key, "variation": self.variation, "reason": self.reason, "stage": self.stage,
+               "time": self.time, "files": dict(self.files)}  # fmt: skip
+        if self.stage == "base":
+            del row["stage"]
         return json.dumps(row) + "\n"
 
     def is_resolved(self, out: Path) -> bool:
         """True if a later process made the sample: all files exist, and at least one is new."""
-        changed = {file: _changed(out / file) for file in self.files}
-        return None not in changed.values() and changed != self.files
+        changed = dict[str, int]()
+        for file in self.files:
+            if (time := _changed(out / file)) is None:
+                return False
+            changed[file] = time
+        return changed != self.files
 
 
 class ProcessFile(NamedTuple):
@@ -344,13 +351,27 @@ def write_failures(out: Path) -> None:
     """Write `failures.jsonl` from the failures of all processes, unless it says the same already."""
     path = out / FAILURES
     text = _text_of(path) if os.path.lexists(path) else ""
-    # Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
-    while (latest := "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))) != text:
-        text = latest
-        if text:
-            write_text(out, path, text)
-        else:
+    before: list[tuple[str, int, int]] | None = None
+    # Several processes may do this at once. Each looks again after it wrote, so the last one includes all.
+    while (there := _progress(out)) != before:
+        before = there
+        latest = "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))
+        if latest and latest != text:
+            write_text(out, path, latest)
+        elif not latest:
             path.unlink(missing_ok=True)
+        text = latest
+
+
+def _progress(out: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the launches and failures of all processes, by which a change is known."""
+    found = list[tuple[str, int, int]]()
+    for file in list_processes(out)[0]:
+        with suppress(FileNotFoundError):
+            if file.kind != CHECKSUMS:
+                status = file.path.lstat()
+                found.append((file.path.name, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _text_of(path: Path) -> str | None:

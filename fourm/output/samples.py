@@ -8,14 +8,14 @@ import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from fourm.data.containers import is_there, read_member, split_path
+from fourm.data.containers import read_member, split_path
 from fourm.data.dataset import list_folder, suffix_of
 from fourm.data.layout import (
     CROP_SETTINGS,
@@ -35,6 +35,7 @@ from fourm.files.writing import create_text, free_beside, write_text
 from fourm.modalities.typed import to_type
 from fourm.output.markers import Marker, marker_files, marker_path, read_marker, read_markers
 from fourm.output.members import ShardMembers
+from fourm.output.processes import Failure
 from fourm.output.record import BASE, FRAMES, RUN, SAMPLES, SR, SR_RUN, RunRecord, parse_run
 from fourm.schedule.keeps import Keep
 
@@ -137,13 +138,37 @@ class Run:
     def find(self, key: Key) -> RecordedSample | None:
         """The sample with this key; None if it is not recorded."""
         if self.record.is_sharded:
-            return next(filter(None, (self._find_in(path, key) for path in self._markers_of(key))), None)
+            shard = self.shard_of(key)
+            return None if shard is None else self._sample_in(shard, key)
         if self.is_older:
             return self.describe(Sample(key))
         paths = self.sample_files()
         after = bisect_right(paths, key, key=lambda path: _first_key(path, self))
         found = read_samples_file(paths[after - 1], self) if after else ()
         return next((sample for sample in found if sample.key == key), None)
+
+    def shard_of(self, key: Key) -> ShardMembers | None:
+        """The shard of a sharded run that has a sample, or in which it failed; None if none has."""
+        for path in self._markers_of(key):
+            now = path.stat()
+            status = now.st_size, now.st_mtime_ns, now.st_ino
+            shard = _open_shard(self.root, self.file, path, self.variations, *status)
+            if self._own is not None and key in shard.keys(self._own):
+                return shard
+        return None
+
+    def path(self, place: Place, key: Key, variation: int | None) -> Path:
+        """Where a file of a place lies that only some samples have, whether it is there or not."""
+        if (shard := self.shard_of(key) if self.record.is_sharded else None) is None:
+            return path_of(self.root, place.folder, key, place.suffix, variation)
+        paths = shard.paths(key, place)
+        return self.root / paths[0 if len(paths) == 1 or variation is None else self.numbers.index(variation)]
+
+    def failures(self) -> Iterator[Failure]:
+        """The results of a sharded run that failed; those of others are in `failures.jsonl`."""
+        for marker in read_markers(self.root, self.file) if self.record.is_sharded else ():
+            for one in marker.failures:
+                yield Failure(one.key, one.variation, one.reason, self.stage)
 
     def describe(self, sample: Sample, fit: str = "") -> RecordedSample:
         """The record of a sample, with the files that it has or will have, and those that the run reads."""
@@ -168,15 +193,30 @@ class Run:
 
     def samples_of(self, marker: Marker) -> Iterator[RecordedSample]:
         """The samples of one shard, in order."""
-        members = ShardMembers(self.root, marker, self.variations, self.file)
-        own = next((place for place in self.places if not place.shared), None)
-        if own is None:
-            return
-        has_frames = members.has(FRAMES)
-        fit, places = (self.record.fit, (*self.places, FRAMES)) if has_frames else ("", self.places)
-        for key in members.keys(own):
-            files = {place.folder: members.paths(key, place) for place in places}
-            yield RecordedSample(key, self.numbers, files, self._prompt_of(files), fit=fit)
+        shard = ShardMembers(self.root, marker, self.variations, self.file)
+        for key in shard.keys(self._own) if self._own is not None else ():
+            yield self._sample_in(shard, key)
+
+    def keys(self) -> Iterator[Key]:
+        """The samples of which a file is there."""
+        if not self.record.is_sharded:
+            for sample in self.samples():
+                if any(os.path.lexists(self.root / name) for name in chain(*sample.files.values())):
+                    yield sample.key
+        elif self._own is not None:
+            for marker in read_markers(self.root, self.file):
+                yield from ShardMembers(self.root, marker, self.variations, self.file).made(self._own)
+
+    @property
+    def _own(self) -> Place | None:
+        """A place in which each result of a shard has a file, if it was made."""
+        return next((place for place in self.places if not place.shared), None)
+
+    def _sample_in(self, shard: ShardMembers, key: Key) -> RecordedSample:
+        files = {place.folder: shard.paths(key, place) for place in self.places}
+        files |= {FRAME: shard.paths(key, FRAMES)} if shard.has(FRAMES) else {}
+        fit = self.record.fit if FRAME in files else ""
+        return RecordedSample(key, self.numbers, files, self._prompt_of(files), fit=fit)
 
     def _prompt_of(self, files: Mapping[str, tuple[str, ...]]) -> str | None:
         """The text that a user typed for a sample of a sharded run."""
@@ -199,9 +239,6 @@ class Run:
         there = [path for path in dict.fromkeys(likely) if os.path.lexists(path)]
         yield from there
         yield from (path for path in marker_files(self.root, self.file) if path not in there)
-
-    def _find_in(self, path: Path, key: Key) -> RecordedSample | None:
-        return next((one for one in self.samples_of(read_marker(path)) if one.key == key), None)
 
     def _keys_of_files(self) -> set[Key]:
         """Keys of samples, from the names of files: an older version recorded nothing else."""
@@ -296,13 +333,7 @@ def open_runs(root: Path) -> tuple[Run, ...]:
 
 def keys_of(runs: Iterable[Run]) -> set[Key]:
     """Keys of all samples of which a file is there; UsageError if a record is damaged."""
-    found = set[Key]()
-    for run in runs:
-        exists: Callable[[Path], bool] = is_there if run.record.is_sharded else os.path.lexists
-        for sample in run.samples():
-            if any(exists(run.root / name) for name in chain(*sample.files.values())):
-                found.add(sample.key)
-    return found
+    return set(chain.from_iterable(run.keys() for run in runs))
 
 
 def samples_for(
@@ -346,6 +377,14 @@ def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
         return _read(path, run.places, status.st_size, status.st_mtime_ns, status.st_ino)
     except OSError as error:
         raise UsageError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=4)
+def _open_shard(
+    root: Path, file: str, path: Path, numbers: tuple[int | None, ...], *status: int
+) -> ShardMembers:
+    """A shard by its marker; status is in the cache's key, as below."""
+    return ShardMembers(root, read_marker(path), numbers, file)
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from fourm.data.layout import Key
 from fourm.data.shards import PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
+from fourm.files.columns import KEYED
 from fourm.files.opening import open_own
+from fourm.files.tars import ESCAPED, WHOLE, WHOLE_ESCAPED
 from fourm.files.writing import new_unfinished, write_atomic
 from fourm.output.markers import NAME, PATH, Keys, Marker, remove_files, withdraw_marker
 from fourm.output.members import Member, column_of, joint_file
@@ -63,14 +65,16 @@ class ShardFiles:
 
         FourMError if a file cannot be written; then there is no new marker.
         """
-        is_own = all(member.key.folder == self.shard.name for member in self._members)
-        keys: Keys = NAME if is_own and self.format != PARQUET else PATH
+        name = f"{self.shard.name}/"
+        is_below = all(f"{member.key.folder}/".startswith(name) for member in self._members)
+        keys: Keys = NAME if is_below and self.format != PARQUET else PATH
+        marker = replace(marker, keys=keys)
         written = dict[str, tuple[str, int]]()
         # What is replaced may be of other results and have the same size, so it is not whole from now on.
         before = withdraw_marker(self.root, self.shard.name, self.record)
-        for name, write in _LAYOUTS[self.format](self, keys) if self._members else ():
+        for name, write in _LAYOUTS[self.format](self, marker) if self._members else ():
             write_atomic(self.root, self.root / name, partial(_write_noted, write, written, name))
-        marker = replace(marker, keys=keys, files=written)
+        marker = replace(marker, files=written)
         marker.write(self.root, self.record)
         remove_files(self.root, before - written.keys())
         self.close()
@@ -103,28 +107,35 @@ class ShardFiles:
             for number in (*numbers,) or (None,):
                 yield key, number, [m for m in members if m.variation in (None, number)]
 
-    def tars(self, keys: str) -> Iterator[_NewFile]:
+    def tars(self, marker: Marker) -> Iterator[_NewFile]:
         """One tar for each folder."""
         folders = dict[str, dict[str, Member]]()
         for member in self._members:
-            folders.setdefault(member.folder, {})[member.name(keys)] = member
+            folders.setdefault(member.folder, {})[member.name(marker.within)] = member
         for folder, members in sorted(folders.items()):
-            yield f"{folder}/{self.shard.name}.tar", partial(self._write_tar, members)
+            comment = WHOLE if marker.keys == PATH else ""  # else it is as any tar of a dataset
+            yield f"{folder}/{self.shard.name}.tar", partial(self._write_tar, members, comment)
 
-    def one_tar(self, keys: str) -> Iterator[_NewFile]:
+    def one_tar(self, marker: Marker) -> Iterator[_NewFile]:
         """One tar of all files, as WebDataset has them."""
         members = {
-            replace(member, variation=number).web_name(keys): member
+            replace(member, variation=number).web_name(marker.within): member
             for _, number, found in self.by_result() for member in found
         }  # fmt: skip
-        yield joint_file(self.shard.name, self.format, self.record), partial(self._write_tar, members)
+        comment = WHOLE_ESCAPED if marker.keys == PATH else ESCAPED
+        yield (
+            joint_file(self.shard.name, self.format, self.record),
+            partial(self._write_tar, members, comment),
+        )
 
-    def table(self, keys: str) -> Iterator[_NewFile]:
+    def table(self, marker: Marker) -> Iterator[_NewFile]:
         """One Parquet file with a row for each result."""
         yield joint_file(self.shard.name, self.format, self.record), self._write_table
 
-    def _write_tar(self, members: Mapping[str, Member], path: Path) -> None:
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
+    def _write_tar(self, members: Mapping[str, Member], comment: str, path: Path) -> None:
+        said = {"comment": comment} if comment else None
+        options: dict[str, Any] = {"format": tarfile.PAX_FORMAT, "errors": "surrogateescape"}
+        with tarfile.open(path, "w", pax_headers=said, **options) as tar:
             for name in sorted(members, key=os.fsencode):
                 data = self.read(members[name])
                 info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
@@ -143,7 +154,7 @@ class ShardFiles:
             columns.append(pa.field("variation", pa.int32()))
         types: dict[type, Any] = {str: pa.string(), bytes: pa.binary(), list: pa.list_(pa.int32())}
         columns += [pa.field(name, types[kinds[name]]) for name in sorted(kinds)]
-        schema = pa.schema(columns)
+        schema = pa.schema(columns, metadata=KEYED)
         options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "version": "2.6"}
         with parquet.ParquetWriter(path, schema, write_statistics=False, **options) as file:
             for first in range(0, len(rows), ROWS_PER_GROUP):
@@ -201,6 +212,6 @@ def _array(data: bytes) -> NDArray[Any]:
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
-_LAYOUTS: dict[str, Callable[[ShardFiles, str], Iterator[_NewFile]]] = {
+_LAYOUTS: dict[str, Callable[[ShardFiles, Marker], Iterator[_NewFile]]] = {
     SHARDS: ShardFiles.tars, WEBDATASET: ShardFiles.one_tar, PARQUET: ShardFiles.table,
 }  # fmt: skip

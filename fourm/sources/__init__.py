@@ -8,7 +8,7 @@ PUBLIC = {
     "notes": "marked_texts note_unknown_words",
     "raw": "find_raw",
     "reading": "choose_keys implied_conditions read_samples",
-    "results": "conditions_from forms_kept shards_of_run with_files",
+    "results": "add_kept conditions_from forms_kept read_kept shards_of_run some_sample with_files",
     "shards": "Shards list_shards shards_of_samples",
     "source": "EMPTY Source classify_source",
     "texts": "digest_of",

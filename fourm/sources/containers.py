@@ -26,11 +26,21 @@ from fourm.data.layout import (
     VALID_PIXELS,
     Key,
     Sample,
+    parse_key,
+    unescape_dots,
 )
 from fourm.data.prompts import COLUMNS
 from fourm.data.storage import fetch_remote, is_remote, remote_container
-from fourm.errors import UsageError, near_match, printable
-from fourm.files.columns import BYTES, PICTURE, TEXT, Columns, read_columns
+from fourm.errors import SampleError, UsageError, near_match, printable
+from fourm.files.columns import (
+    BYTES,
+    COLUMN_SUFFIXES,
+    PICTURE,
+    TEXT,
+    Columns,
+    read_cell,
+    read_columns,
+)
 from fourm.files.tars import TarIndex, read_tar
 from fourm.hub.datasets import fetch_container, hub_container
 from fourm.hub.files import ModelFiles
@@ -43,6 +53,7 @@ _PICTURES = (*(suffix[1:] for suffix in PICTURE_SUFFIXES), "image", "img", "pict
 _TEXTS = (*COLUMNS, "txt")
 _OTHERS = (FRAME, CROP_SETTINGS, KEPT_PIXELS, VALID_PIXELS)  # what else a dataset holds
 _SHOWN = 8  # endings that a sentence names
+_MAX_KEY = 4096  # bytes of a key in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +126,10 @@ class ContainerReader:
     def read_rows(self, container: Container, first: int, count: int) -> list[Sample]:
         """The samples of some rows of a Parquet or Arrow file."""
         columns, path = self.columns(container), container.path
+        is_keyed = columns_of(container).is_keyed
         return [
             Sample(
-                Key(f"{container.name}/{row // SAMPLES_PER_FOLDER:05d}", f"{row:06d}"),
+                _key_in(container, row) if is_keyed else _key_of(container, row),
                 files={modality: path / f"{row}.{column}" for modality, column in columns.items()},
             )
             for row in range(first, first + count)
@@ -176,7 +188,8 @@ class ContainerReader:
         for member, (stem, ending) in _split_members(index, self.places).items():
             if (listing := listings.get(used.get(ending, ""))) is None:
                 continue
-            folder, _, name = f"{container.name}/{stem}".rpartition("/")
+            folder, _, name = (stem if index.is_whole else f"{container.name}/{stem}").rpartition("/")
+            name = unescape_dots(name) if index.is_escaped else name
             is_field = ending == _JSON and self.places.column is not None
             path = (
                 container.path / member / (self.places.column or "") if is_field else container.path / member
@@ -230,7 +243,9 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
         f"{name} from {printable(reader.places.shown(ending))}"
         for ending, name in sorted(used.items(), key=lambda one: one[::-1])
     ]
-    return _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
+    said = _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
+    tables = [one.name for end in COLUMN_SUFFIXES if (one := first.path.with_suffix(end)).is_file()]
+    return said + "".join(f"; {name} beside it is not read" for name in tables)
 
 
 def held_values(source: Source, rows: Sequence[Modality], model: ModelFiles) -> dict[Modality, str]:
@@ -283,6 +298,20 @@ def columns_of(container: Container) -> Columns:
     """The rows and columns of a file, which is fetched first if it is elsewhere."""
     _fetch(container)
     return read_columns(container.path)
+
+
+def _key_of(container: Container, row: int) -> Key:
+    return Key(f"{container.name}/{row // SAMPLES_PER_FOLDER:05d}", f"{row:06d}")
+
+
+def _key_in(container: Container, row: int) -> Key:
+    """The key that a row says, with its variation: the name that its files would have."""
+    names = [one for one in ("key", "variation") if one in columns_of(container).kinds]
+    try:
+        cells = (read_cell(container.path, f"{row}.{name}", _MAX_KEY)[1].decode() for name in names)
+        return parse_key("-v".join(cells))
+    except (SampleError, UsageError, ValueError) as error:
+        raise UsageError(f"{container.label}: row {row} has no name that is a key ({error})") from error
 
 
 def _split_members(index: TarIndex, places: Places) -> dict[str, tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Samples of a dataset: what of it a run reads, from folders that are named as modalities."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,15 +18,17 @@ from fourm.data.dataset import (
     match_spellings,
 )
 from fourm.data.layout import CROP_SETTINGS, FRAME, KEPT_PIXELS, PICTURES, Sample
-from fourm.data.parts import Part, list_part
+from fourm.data.parts import Part, list_part, tops_in
 from fourm.data.prompts import missing_file
-from fourm.errors import UsageError
+from fourm.errors import UsageError, printable
 from fourm.files.opening import local_name
+from fourm.files.tars import SHARD_SUFFIX, read_tar
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
 from fourm.sources.source import Source, folder_of_values, folders_of
 
 CAPTION = "caption"  # codec of the modality that prompts belong to
+_SHOWN = 3  # folders that a sentence names
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +78,59 @@ def read_folder(source: Source, root: Path, wanted: Wanted) -> Dataset:
 def read_part(
     root: Path, folders: Mapping[str, str], beside: Sequence[str], part: Part, places: slice
 ) -> Dataset:
-    """The samples of a part of a dataset that come at these places in the part of its first folder."""
+    """The samples of a part of a dataset that come at these places in the part of its first folder.
+
+    One without a file there counts to the sample before it, or else to the first one.
+    """
     found = {modality: list_part(root / folder, part) for modality, folder in folders.items()}
     more = {name: list_part(root / name, part) for name in beside if os.path.lexists(root / name)}
+    first = next(iter(found.values()))
+    for folder in sorted({key.folder for key in first.files if not part.holds(key.folder)}):  # of whole keys
+        for one in (*found.values(), *more.values()):
+            for key, path in list_part(one.top, Part(folder, 0)).files.items():
+                if key in first.files and one.files.get(key) != path:
+                    one.put(key, path)
     if part.count is not None and (places.start, places.stop) != (0, part.count):
-        match_spellings(listings := [*found.values(), *more.values()])
-        keys = {*sorted({*listings[0].files, *listings[0].problems})[places]}
+        listings = [*found.values(), *more.values()]
+        match_spellings(listings)
+        known = sorted({*first.files, *(key for key in first.problems if key.name != UNKNOWN)})
+        here, after = known[places], known[places.stop :][:1]
         for one in listings:
+            keys = {
+                key for key in (*one.files, *one.problems)
+                if here and (places.start == 0 or here[0] <= key) and not (after and after[0] <= key)
+            }  # fmt: skip
             one.files = {key: path for key, path in one.files.items() if key in keys}
             one.problems = {
                 key: why for key, why in one.problems.items() if key in keys or key.name == UNKNOWN
             }
     return match_listings(found, more, {name: f"a file in {folder}" for name, folder in folders.items()})
+
+
+def find_lacking(root: Path, folders: Sequence[str], found: Iterable[str]) -> dict[str, list[str]]:
+    """By the folder of a modality, names of folders and tars directly in it that the first one lacks.
+
+    found: folders of the parts of the first one.
+    """
+    tops = {folder.partition("/")[0] for folder in found}
+    named = {folder: sorted(tops_in(root / folder) - tops) for folder in folders[1:]}
+    return {folder: names for folder, names in named.items() if names}
+
+
+def notes_of_lacking(root: Path, first: str, lacking: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A sentence for each folder in which `find_lacking` has found something."""
+    for folder, names in lacking.items():
+        few = ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+        what = f"{len(names):,} folders or tars" if len(names) > 1 else "a folder or tar"
+        yield f"{root}: {folder} has {what} that {first} lacks ({few}); those samples are left out"
+
+
+def hold_whole_keys(root: Path, lacking: Mapping[str, Sequence[str]]) -> bool:
+    """Whether one is a tar of whole keys, which may be of any folder; tars beside each other are alike."""
+    tars = (root / folder / f"{names[0]}{SHARD_SUFFIX}" for folder, names in lacking.items())
+    with suppress(OSError):  # whoever reads it tells of it
+        return any(os.path.isfile(tar) and read_tar(tar).is_whole for tar in tars)
+    return False
 
 
 def chosen(dataset: Dataset, source: Source, wanted: Wanted, folders: Mapping[str, str]) -> Dataset:

@@ -1,11 +1,13 @@
 """Results of a run as samples: conditions of another chain, listed or in shards."""
 
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
 
 from fourm.data.dataset import Dataset, Input
-from fourm.data.layout import Sample
-from fourm.data.shards import Shard
+from fourm.data.layout import Key, Sample
+from fourm.data.shards import SHARD_SIZE, Shard
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind
@@ -13,7 +15,10 @@ from fourm.output.markers import marker_path, read_marker, read_markers
 from fourm.output.samples import RecordedSample, Run, samples_for
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
-from fourm.sources.shards import Shards
+from fourm.sources.datasets import kept_names
+from fourm.sources.reading import read_samples
+from fourm.sources.shards import Shards, list_shards
+from fourm.sources.source import Source, checked_source
 
 
 def conditions_from(
@@ -53,6 +58,69 @@ def forms_kept(keep: Keep) -> dict[str, tuple[str, str]]:
     return values if keep.is_text else values | {keep.mask: (keep.target, "mask")}
 
 
+def read_kept(
+    run: Run, chain: Chain, model: ModelFiles, stdin: BinaryIO, data: Sequence[str]
+) -> Mapping[Key, Sample]:
+    """By the names of samples, the pictures of which a part is kept, turned as their run has turned its own.
+
+    data: where they are. A single file serves all samples.
+    """
+    source = _source_of_kept(run, data, model)
+    samples = read_samples(source, (), model, stdin, keeps=chain.keeps).samples
+    if _is_one_file(source):
+        return dict.fromkeys((one.key for one in run.samples()), samples[0])
+    return {one.key: one for one in samples}
+
+
+def add_kept(
+    samples: Sequence[Sample], given: Mapping[Key, Sample], keeps: Sequence[Keep]
+) -> tuple[list[Sample], list[str]]:
+    """The samples that have a picture of which a part is kept, with it, and a sentence for each other one."""
+    lacking = [f"{one.key.text} has no picture there" for one in samples if one.key not in given]
+    samples = [one for one in samples if one.key in given]
+    return with_files(samples, [given[one.key] for one in samples], kept_names(keeps)), lacking
+
+
+def _source_of_kept(run: Run, data: Sequence[str], model: ModelFiles) -> Source:
+    read = run.record.input
+    upright = read.upright if read is not None and read.kind in ("folder", "pictures") else None
+    one = data[0] if len(data) == 1 else None
+    return checked_source(Source(data=one, paths=() if one else tuple(data), upright=upright), model)
+
+
+def _is_one_file(source: Source) -> bool:
+    return len(source.paths) == 1 and os.path.isfile(source.paths[0])
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The pictures of which a part is kept, in shards of the size that those of the run have."""
+
+    shards: Shards
+    is_one: bool  # a single file serves all samples
+    _all: dict[Key, Sample] = field(default_factory=dict)
+
+    def find(self, name: str, keys: Collection[Key]) -> Mapping[Key, Sample]:
+        """Those of some samples, which are in the shard of the run with this name.
+
+        The shard of this name has them, if the pictures are those that the run has read. Only if it has not,
+        all are listed.
+        """
+        if self.is_one:
+            return dict.fromkeys(keys, self._read(self.shards.shards[:1])[0])
+        if not self._all:
+            found = {
+                one.key: one for one in self._read([one for one in self.shards.shards if one.name == name])
+            }
+            if found.keys() >= {*keys}:
+                return found
+            self._all.update((one.key, one) for one in self._read(self.shards.shards))
+        return self._all
+
+    def _read(self, shards: Sequence[Shard]) -> list[Sample]:
+        return [sample for shard in shards for sample in self.shards.samples(shard).samples]
+
+
 @dataclass(frozen=True, slots=True)
 class _Made:
     """Results of the shards of a run, as conditions of another chain."""
@@ -60,14 +128,25 @@ class _Made:
     run: Run
     chain: Chain
     model: ModelFiles
+    kept: _Kept | None  # where the chain keeps parts of pictures
 
     def read(self, shard: Shard) -> Dataset:
         marker = read_marker(marker_path(self.run.root, shard.name, self.run.file))
-        return Dataset(tuple(conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)))
+        samples = conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)
+        if self.kept is None:
+            return Dataset(tuple(samples))
+        given = self.kept.find(shard.name, [one.key for one in samples])
+        samples, lacking = add_kept(samples, given, self.chain.keeps)
+        return Dataset(tuple(samples), tuple(lacking))
 
 
-def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
-    """The shards that a run has made, with their results as conditions of super-resolution."""
+def shards_of_run(
+    run: Run, chain: Chain, model: ModelFiles, stdin: BinaryIO, data: Sequence[str] = ()
+) -> Shards:
+    """The shards that a run has made, with their results as conditions of super-resolution.
+
+    data: where the pictures are of which the chain keeps a part.
+    """
     shards, total = list[Shard](), 0
     for number, marker in enumerate(read_markers(run.root, run.file)):
         # Of a shard that has more results now, super-resolution is made again.
@@ -77,4 +156,21 @@ def shards_of_run(run: Run, chain: Chain, model: ModelFiles) -> Shards:
         raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")
     due = run.record.shards or len(shards)
     notes = () if len(shards) == due else (f"{due - len(shards):,} of {due:,} shards are not there yet",)
-    return Shards(shards, _Made(run, chain, model), Input("run"), notes, total=total)
+    kept = None
+    if chain.keeps:
+        source, size = _source_of_kept(run, data, model), run.record.shard_size or SHARD_SIZE
+        pictures = list_shards(source, (), model, stdin, keeps=chain.keeps, size=size)
+        kept = _Kept(pictures, _is_one_file(source))
+    return Shards(shards, _Made(run, chain, model, kept), Input("run"), notes, total=total)
+
+
+def some_sample(found: Shards, run: Run, data: Sequence[str] = ()) -> Sample:
+    """A sample of the shards of a run: all have the same kinds of files. UsageError if there is none."""
+    lacking = ""
+    for shard in found.shards:
+        dataset = found.samples(shard)
+        if dataset.samples:
+            return dataset.samples[0]
+        lacking = lacking or next(iter(dataset.incomplete), "")
+    why = f"`data={data[0]}`: {lacking}, nor any other sample of {run.root}" if lacking else ""
+    raise UsageError(why or f"{run.root}: all samples of its run have failed")

@@ -28,7 +28,7 @@ from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Modality
 from fourm.schedule.keeps import Keep
 from fourm.sources.containers import ContainerReader, columns_of, container_reader, describe, found_container
-from fourm.sources.datasets import Wanted, read_part
+from fourm.sources.datasets import Wanted, find_lacking, hold_whole_keys, notes_of_lacking, read_part
 from fourm.sources.reading import read_pictures, read_samples
 from fourm.sources.source import EMPTY, STREAM, Source, checked_source, is_dataset
 from fourm.sources.texts import (
@@ -277,10 +277,13 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
             add(name, "part", part.folder, part.count, first, end)
     for key, problem in sorted(other.problems.items()):
         add(key.folder, "problem", key.folder, problem)
-    if not shards:
-        return None  # what is wrong is said by whoever lists all of it
+    there = [*(part.folder for part in found), *(key.folder for key in other.problems)]
+    lacking = find_lacking(root, [*folders.values()], there)
+    if not shards or hold_whole_keys(root, lacking):
+        return None  # all of it has to be listed, or what is wrong is said by whoever does
     read = asked.wanted.input(source, folders)
-    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, tuple(other.notes), root=root)
+    notes = (*other.notes, *notes_of_lacking(root, next(iter(folders.values())), lacking))
+    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, notes, root=root)
 
 
 @dataclass(frozen=True, slots=True)

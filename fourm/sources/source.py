@@ -5,18 +5,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fourm.data.containers import Container, containers_in, find_containers, is_container
+from fourm.data.containers import (
+    Container,
+    containers_in,
+    find_containers,
+    is_container,
+    name_containers,
+)
 from fourm.data.dataset import PICTURE_SUFFIXES, folders_in
 from fourm.data.pictures import UNREAD_PICTURES, has_wildcards, names_in
 from fourm.data.prompts import JSON_LINES, TABLES, missing_file
+from fourm.data.shards import PARQUET, WEBDATASET
 from fourm.data.storage import check_address, find_remote_containers, is_remote
 from fourm.errors import UsageError
 from fourm.files.opening import local_name
+from fourm.files.tars import SHARD_SUFFIX
 from fourm.hub.catalogue import PARTI
 from fourm.hub.datasets import find_hub_containers, is_hub_data
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import TOKENS, Modality
-from fourm.output.record import RUN, SR_RUN
+from fourm.output.markers import marker_files
+from fourm.output.record import DONE, RUN, SR_RUN
+from fourm.output.samples import load_run
 
 _OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # names in datasets of the reference, by key of a modality
 _TEXTS = (".txt", *JSON_LINES, *TABLES)
@@ -79,7 +89,7 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
     others = [*(path for path in paths if path != sets[0]), *([data] if data else [])]
     if others or len(paths) > 1:
         raise _mixed_error(sets[0], (others or paths)[0])
-    return replace(source, data=paths[0], paths=())
+    return classify_source(replace(source, data=paths[0], paths=()), model)
 
 
 def checked_source(source: Source, model: ModelFiles) -> Source:
@@ -133,7 +143,23 @@ def _find_dataset(data: str, model: ModelFiles) -> tuple[Container, ...] | None:
         return find_containers(data) if is_container(data) else None
     if is_dataset(data, folders_in(Path(data)), model):
         return ()
+    if os.path.isfile(os.path.join(data, RUN)):
+        return _containers_of_run(Path(data))
     return containers_in(Path(data)) or None
+
+
+def _containers_of_run(root: Path) -> tuple[Container, ...]:
+    """The files of a run in shards of one file each; () of another, and where its record is damaged."""
+    try:
+        run = load_run(root)
+    except UsageError:
+        return ()
+    ending = {WEBDATASET: SHARD_SUFFIX, PARQUET: f".{PARQUET}"}.get(run.record.layout)
+    if ending is None:
+        return ()
+    done = run.root / DONE[run.file]
+    names = (path.relative_to(done).with_suffix(ending) for path in marker_files(run.root, run.file))
+    return name_containers([run.root / name for name in names if os.path.isfile(run.root / name)], run.root)
 
 
 def _is_pictures(data: str) -> bool:

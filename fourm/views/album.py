@@ -13,7 +13,7 @@ from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, in_square, read_whole
 from fourm.data.containers import is_there
-from fourm.data.layout import FRAME, Key, Place, Sample, parse_key, path_of
+from fourm.data.layout import Key, Place, Sample, parse_key
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
@@ -135,16 +135,13 @@ class Album:
 
     def in_square(self, row: Modality, key: Key, value: Any) -> Any:
         """A value of the whole picture of a sample as it is drawn."""
-        recorded = self.runs[0].find(key) if self.runs[0].record.is_sharded else None
-        path = path_of(self.root, FRAME, key, FRAMES.suffix)
-        path = self.root / recorded.files[FRAME][0] if recorded and FRAME in recorded.files else path
-        return in_square(row, read_frame(path).crop, value)
+        return in_square(row, read_frame(self.runs[0].path(FRAMES, key, None)).crop, value)
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         """The films of a sample. Their files are optional; broken ones are added to `problems`."""
 
-        def read_kept(place: Place, variation: int | None, read: Callable[[Path], Any]) -> Any:
-            path = path_of(self.root, place.folder, key, place.suffix, variation)
+        def read_kept(run: Run, place: Place, variation: int | None, read: Callable[[Path], Any]) -> Any:
+            path = run.path(place, key, variation)
             try:
                 return read(path) if is_there(path) else None
             except SampleError as error:
@@ -160,14 +157,15 @@ class Album:
             read_order = partial(_read_order, count=row.max_tokens)
             steps = [step for step in record.schedule["steps"] if step["target"] == target]
             for variation in entry.run.variations:
-                order = read_kept(order_place(target), variation, read_order)
+                order = read_kept(entry.run, order_place(target), variation, read_order)
                 frames, decided = list[Frame](), 0
                 for step in steps:
                     number = step["index"] + 1
                     # Where a part was given, there are fewer tokens to decide than the record says.
                     decided += step["num_tokens"]
                     decided = sum(0 <= one <= number for one in order) if order else decided
-                    picture = read_kept(preview_place(target, number), variation, read_picture)
+                    place = preview_place(target, number)
+                    picture = read_kept(entry.run, place, variation, read_picture)
                     if picture is not None:
                         frames.append(Frame(number, decided, limited(picture.convert("RGB"))))
                 if order or frames:
@@ -208,7 +206,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
         entries[given:given] = _kept_entries(run, [e for e in entries[given:] if e.role != "condition"])
     failures = dict[str, list[Failure]]()
     keys = {key.text: key for key in keys_of(runs)}
-    for failure in read_failures(root):
+    for failure in (*read_failures(root), *(one for run in runs for one in run.failures())):
         failures.setdefault(failure.key, []).append(failure)
         with suppress(UsageError):  # the line was edited: its key is not the key of a sample
             keys.setdefault(failure.key, parse_key(failure.key))

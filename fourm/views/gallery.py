@@ -137,11 +137,16 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
 
     role: "target", or "sr" for super-resolution and all that it goes on from.
     """
-    made = [p for p in view.panels if p.variation == variation and not p.note and p.file.endswith(".png")]
+    made = [p for p in view.panels if p.variation == variation and not p.note and _says_how(p)]
     fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
     best = max(fit, key=lambda panel: panel.codec in RGB, default=None)  # the first RGB, else the first
     path = os.path.join(root, best.file if best is not None else RUN)
     return f"fourm generate --replay {shlex.quote(path)} --out again"
+
+
+def _says_how(panel: Panel) -> bool:
+    """Whether a file is a PNG, which says how it was made; cells of tables have no ending."""
+    return panel.file.endswith(".png") or (".parquet/" in panel.file and panel.codec in RGB)
 
 
 def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:

@@ -36,6 +36,8 @@ from fourm.sources.reading import read_samples
 from fourm.sources.results import shards_of_run
 from fourm.sources.shards import Shards, list_shards
 from fourm.sources.source import Source
+from fourm.views.album import open_album
+from fourm.views.panels import View
 
 LIMIT = 1 << 24
 LONG = "word " * 2000
@@ -260,7 +262,7 @@ def test_super_resolution_of_a_folder_of_shards(prompts: Example, tmp_path: Path
     make(prompts.batch(tmp_path / "out", 3))
     run_of_shards, fine = load_run(tmp_path / "out"), find_sr(prompts.model, None)
     chain = parse_chain("--cond tok_clip-tok_rgb --targets tok_rgb@128 --steps 2", fine)
-    shards = shards_of_run(run_of_shards, chain, fine)
+    shards = shards_of_run(run_of_shards, chain, fine, io.BytesIO())
     some = shards.samples(shards.shards[0]).samples[:1]
     request = Request(
         fine, chain, some, tmp_path / "fine", num_variations=2, stage="sr", origin=run_of_shards.record,
@@ -286,7 +288,8 @@ def test_results_in_shards_are_read_and_repeated(prompts: Example, tmp_path: Pat
     out = tmp_path / "out"
     make(prompts.batch(out, 2))
     results = read(out)
-    assert len(results) == 4 * 2
+    assert len(results) == 5 * 2
+    assert [bool(result.problem) for result in results][3:7] == [False, True, True, False]  # as of files
     assert results[0].rgb.size == (64, 64)
     replay = read_replay(out / "rgb" / "00000.tar" / "000001-v1.png")
     (sample,) = replay.chain_and_samples(prompts.model)[1]
@@ -324,3 +327,28 @@ def test_samples_of_every_format_are_found(form: str, prompts: Example, tmp_path
     keys = [sample.key for sample in found.samples()]
     assert [key.name for key in keys] == [f"{number:06d}" for number in range(5)]
     assert all((one := found.find(key)) and one.key == key for key in keys)
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_albums_of_shards_show_what_those_of_files_show(form: str, prompts: Example, tmp_path: Path) -> None:
+    """With the sample that failed, and the films of previews."""
+    prompts.as_files(tmp_path / "files")
+    make(prompts.batch(tmp_path / "out", 2, form))
+    albums = [open_album(tmp_path / name) for name in ("files", "out")]
+    assert len(albums[0].keys) == 5
+    shown = [[shown_by(album.view(key)) for key in album.keys] for album in albums]
+    assert shown[0] == shown[1]
+    assert any(films for *_, films in shown[0])
+
+
+def shown_by(view: View) -> tuple[Any, ...]:
+    panels = [
+        (panel.modality, panel.role, panel.variation, panel.note, panel.picture and panel.picture.tobytes())
+        for panel in view.panels
+    ]
+    films = [
+        (film.modality, film.variation, film.order, frame.step, frame.decided, frame.picture.tobytes())
+        for film in view.films
+        for frame in film.frames
+    ]
+    return view.key, view.prompt, view.problems, panels, films

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from fourm.data.shards import FORMATS
 from fourm.inputs.origins import read_replay
+from fourm.output.samples import open_runs
 from tests import folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,3 +250,38 @@ def test_what_would_change_the_result_is_refused(run: Run, made: Path) -> None:
     ):
         code, _, err = run("generate", *words, "--replay", picture, "--out", "out")
         assert (code, "--replay repeats what was made as it was; leave out" in err) == (2, True)
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_a_sample_of_a_run_in_shards_is_made_again_from_its_record(
+    run: Run, tmp_path: Path, form: str
+) -> None:
+    words = ("generate", *PROMPTS, "--num-variations", "2", "--temps", "3.0-0.5", "--steps", "2-2", "-q")
+    words = (*words, "--sr-targets", "tok_rgb", "--sr-steps", "2")
+    assert run(*words, "--out", "files")[0] == 0
+    assert run(*words, "--out", "out", "--format", form, "--shard-size", "1")[0] == 0
+    whole, out = tree(tmp_path / "files"), tmp_path / "out"
+    base, fine = open_runs(out)
+    for number, (made, folder) in enumerate(((base, "rgb"), (fine, "rgb@128"))):
+        sample = list(made.samples())[1]
+        code, _, err = run("generate", "--replay", out / sample.files[folder][1], "--out", f"{number}", "-q")
+        assert (code, err) == (0, "")
+        again = tree(tmp_path / f"{number}")
+        assert again.items() <= whole.items()
+        assert f"{folder}/00000/000001-v1.png" in again
+    assert run("generate", "--replay", out / "run.sr.json", "--out", "all", "-q")[0] == 0
+    assert tree(tmp_path / "all") == whole
+    code, _, err = run(
+        "generate", "--replay", out / list(base.samples())[1].files["caption"][0], "--out", "x"
+    )
+    assert (code, "is neither a PNG nor run.json or run.sr.json" in err) == (2, True)
+    # A shard that was replaced by that of another run: its pictures tell what they are of.
+    assert (
+        run("generate", "a blue square", *words[1 + len(PROMPTS) :], "--out", "other", "--format", form)[0]
+        == 0
+    )
+    for path in (path for path in (tmp_path / "other").rglob("*00000.*") if path.suffix != ".json"):
+        shutil.copy(path, out / path.relative_to(tmp_path / "other"))
+    picture = out / next(base.samples()).files["rgb"][0]
+    assert run("generate", "--replay", picture, "--out", "theirs", "-q")[0] == 0
+    assert (tmp_path / "theirs/caption/00000/000000.txt").read_text() == "a blue square"

@@ -17,7 +17,7 @@ from fourm.data.dataset import Input
 from fourm.data.layout import Place
 from fourm.errors import FourMError, UsageError
 from fourm.files.writing import remove_leftovers, write_text
-from fourm.output import joining
+from fourm.output import joining, processes
 from fourm.output.joining import (
     NOT_COMPARED,
     Joining,
@@ -31,6 +31,7 @@ from fourm.output.processes import (
     FAILURES,
     LAUNCH,
     PROCESSES,
+    Failure,
     Launch,
     Process,
     close_output,
@@ -40,6 +41,7 @@ from fourm.output.processes import (
     read_failures,
     read_launches,
     sha256_of_file,
+    write_failures,
 )
 from fourm.output.record import RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
@@ -423,6 +425,33 @@ def test_a_list_of_failures_that_says_the_same_is_not_written_again(tmp_path: Pa
     close_output(begin(tmp_path, Launch(1, 2, now())), ALONE)
     after = (tmp_path / FAILURES).stat()  # not all of it: reading alone may move the time of access
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_lists_of_failures_are_read_once_unless_another_process_ends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, other = (begin(tmp_path, Launch(rank, 2, now())) for rank in (0, 1))
+    fail(process, "a/1", "first", 0, "caption/a/1.txt")
+    read, counts, written = processes.noted_failures, list[int](), processes.write_text
+
+    def count(out: Path) -> list[Failure]:
+        counts.append(1)
+        return read(out)
+
+    def write(root: Path, path: Path, text: str) -> None:
+        written(root, path, text)
+        if path.name == FAILURES and len(counts) == 2:
+            fail(other, "a/2", "second", 0, "caption/a/2.txt")
+
+    monkeypatch.setattr(processes, "noted_failures", count)
+    close_output(process, ALONE)
+    assert len(counts) == 1
+    monkeypatch.setattr(processes, "write_text", write)
+    fail(process, "a/3", "third", 0, "caption/a/3.txt")
+    write_failures(tmp_path)
+    assert len(counts) == 3
+    lines = (tmp_path / FAILURES).read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["first", "second", "third"]
 
 
 def test_a_file_that_is_there_but_wrong_is_no_sign_of_success(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fourm.data.containers import is_there
 from fourm.data.dataset import list_folder
-from fourm.data.layout import Key, number_keys
+from fourm.data.layout import Key, Place, number_keys
 from fourm.data.shards import FORMATS, PARQUET, SHARDS, WEBDATASET, Shard
 from fourm.errors import UsageError
 from fourm.files.opening import read_bytes
 from fourm.output.markers import Counts, Marker, find_done, read_marker, read_markers, remove_shards
-from fourm.output.members import Member
+from fourm.output.members import Member, ShardMembers
 from fourm.output.shard_files import ShardFiles
 
 SHARD = Shard(42, "00042", 42000, 3, ("numbers",))
@@ -86,6 +87,25 @@ def test_keys_of_other_folders_are_written_whole(out: Path) -> None:
     assert write(out, SHARDS, members([Key("a", "x"), Key("", "y")])).keys == "path"
     with tarfile.open(out / "rgb" / "00042.tar") as tar:
         assert tar.getnames() == ["a/x.png", "y.png"]
+
+
+def test_keys_in_folders_below_that_of_the_tar_are_named_from_there(out: Path) -> None:
+    keys = [Key("00042", "x"), Key("00042/a/b", "y")]
+    assert write(out, SHARDS, members(keys)).keys == "name"
+    with tarfile.open(out / "rgb" / "00042.tar") as tar:
+        assert (tar.getnames(), tar.pax_headers) == (["a/b/y.png", "x.png"], {})
+    assert sorted(list_folder(out, "rgb").files) == keys
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_what_variations_share_is_found_whichever_was_made(form: str, out: Path) -> None:
+    key, caption = Key("00042", "x"), Place("caption", ".txt", shared=True)
+    files = {one: data for one, data in members([key], 3).items() if one.variation != 0}
+    shard = ShardMembers(out, write(out, form, files), (0, 1, 2))
+    assert list(shard.keys(Place("rgb", ".png"))) == [key]
+    (path,) = shard.paths(key, caption)
+    assert is_there(out / path)
+    assert [is_there(out / one) for one in shard.paths(key, Place("rgb", ".png"))] == [False, True, True]
 
 
 def test_one_tar_has_all_files_of_a_result_side_by_side(out: Path) -> None:

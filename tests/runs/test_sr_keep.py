@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 
 from fourm.checks.verify import verify_folder
+from fourm.codecs.files import read_array
+from fourm.data.shards import FORMATS
+from fourm.output.markers import read_markers
+from fourm.output.samples import load_run
 from tests.folders import noise, tree
 
 Run = Callable[..., tuple[int, str, str]]
@@ -170,3 +174,54 @@ def test_conditions_of_a_run_are_not_cropped_as_its_pictures_are(
     for picture in (tmp_path / "out/rgb/00000").iterdir():
         used = np.asarray(Image.open(tmp_path / "fine/rgb/00000" / picture.name))
         assert np.array_equal(used, np.asarray(Image.open(picture)))
+
+
+def in_shards(out: Path) -> dict[str, bytes]:
+    """All files of results; markers say when they were made."""
+    return {name: data for name, data in tree(out).items() if not name.startswith("done")}
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_of_a_run_in_shards_parts_are_kept_as_in_one_go(
+    run: Run, data: Path, tmp_path: Path, form: str
+) -> None:
+    words = ("generate", "--data", data, "--cond", "caption", "--targets", "rgb", *QUICK)
+    words = (*words, "--format", form, "--shard-size", "2")
+    assert run(*words, *SR_QUICK, "--sr-keep", "rgb:mask", "--out", "once")[0] == 0
+    assert run(*words, "--out", "out")[0] == 0
+    later = ("sr", "out", "--targets", "rgb", "--keep", "rgb:mask", *QUICK)
+    code, _, err = run(*later)
+    assert (code, "--data SOURCE names it: the dataset, folder or file that the run has read" in err) == (
+        2,
+        True,
+    )
+    code, _, err = run(*later, "--data", data)
+    assert (code, err) == (0, "")
+    whole = in_shards(tmp_path / "once")
+    assert in_shards(tmp_path / "out") == whole
+    assert run("generate", "--replay", "out/run.sr.json", "--out", "again", "-q")[0] == 0
+    made = load_run(tmp_path / "out", "run.sr.json")
+    for sample in made.samples():
+        again = read_array(tmp_path / f"again/tok_rgb@128/{sample.key.path}.npy")
+        there = read_array(made.root / sample.files["tok_rgb@128"][0])
+        assert np.array_equal(again.ravel(), there.ravel())
+    for name in ("rgb/00000/000000.png", "mask_keep/00000/000000.png"):
+        (data / name).unlink()  # the pictures are in other ranges then
+    code, _, err = run(*later, "--data", data, "--out", "fine")
+    assert (code, err) == (0, "")
+    markers = list(read_markers(tmp_path / "fine"))
+    assert [marker.incomplete for marker in markers] == [("00000/000000 has no picture there",), ()]
+    assert [marker.counts.saved for marker in markers] == [1, 1]
+
+
+def test_a_single_picture_serves_all_samples_of_a_run_in_shards(run: Run, data: Path, tmp_path: Path) -> None:
+    picture = data / "rgb/00000/000001.png"
+    words = ("generate", "--cond", f"rgb={picture}", "--prompt", CAPTION, "--prompt", "a red circle")
+    words = (*words, "--keep", "rgb:box:0,0,0.5,1", "--targets", "rgb", *QUICK)
+    words = (*words, "--format", "shards", "--shard-size", "1")
+    later = ("sr", "out", "--targets", "rgb", "--keep", "rgb:box:0,0,0.5,1", "--data", picture, *QUICK)
+    assert run(*words, *SR_QUICK, "--sr-keep", "rgb:box:0,0,0.5,1", "--out", "once")[0] == 0
+    assert run(*words, "--out", "out")[0] == 0
+    code, _, err = run(*later)
+    assert (code, err) == (0, "")
+    assert in_shards(tmp_path / "out") == in_shards(tmp_path / "once")

@@ -68,7 +68,8 @@ def write_tars(folder: Path, count: int = 3, each: int = 2) -> Path:
                 {"__key__": key, "jpg": picture(i), "txt": text.encode(), "json": json.dumps(about).encode()}
             )
         write_tar(folder / f"{tar:05d}.tar", samples)
-        parquet.write_table(pa.table({"key": ["x"]}), folder / f"{tar:05d}_stats.pq")
+        parquet.write_table(pa.table({"key": ["x"], "status": ["success"]}), folder / f"{tar:05d}.parquet")
+        (folder / f"{tar:05d}_stats.json").write_text("{}")
     return folder
 
 
@@ -117,7 +118,8 @@ def test_tars_of_img2dataset_are_samples_by_key(model: ModelFiles, tmp_path: Pat
         assert read_picture(sample.files["rgb@64"]).size == (40, 30)
         assert read_text(sample.files["caption"]) == f"a red circle {i % 2}"
     assert found.notes == (
-        f"{tmp_path}/data/00000.tar: caption from txt, rgb from jpg; other endings: json (2)",
+        f"{tmp_path}/data/00000.tar: caption from txt, rgb from jpg; other endings: json (2); 00000.parquet "
+        "beside it is not read",
     )
     assert keys(read(model, tmp_path / "data/*.tar")) == keys(found)
     assert keys(read(model, tmp_path / "data")) == keys(found)

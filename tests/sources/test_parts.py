@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fourm.data.dataset import UNKNOWN
 from fourm.errors import UsageError
+from fourm.files.tars import WHOLE
 from fourm.hub.files import ModelFiles, find_model
 from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
@@ -62,8 +63,7 @@ def check(root: Path, model: ModelFiles, size: int = 2) -> Shards:
     assert sorted(samples, key=lambda one: one.key) == sorted(whole.samples, key=lambda one: one.key)
     assert shards.input == whole.input
     assert len({shard.name for shard in shards.shards}) == len(shards.shards)
-    # What the first modality does not have is told where its folder is read whole.
-    assert Counter(text for one in found for text in one.incomplete) <= Counter(whole.incomplete)
+    assert Counter(text for one in found for text in one.incomplete) == Counter(whole.incomplete)
     return shards
 
 
@@ -117,6 +117,37 @@ def test_a_folder_of_each_form_is_matched_with_any_other(
     for name, first, second in samples:
         files |= {f"rgb/{first.format(name)}.png": b"", f"caption/{second.format(name)}.txt": b""}
     check(write(tmp_path_factory.mktemp("root"), files), model, size)
+
+
+def test_folders_that_the_first_modality_lacks_are_said(model: ModelFiles, tmp_path: Path) -> None:
+    files = {"rgb/a/1.png": b"", "rgb/b.tar/1.png": b"", "caption/b/1.txt": b"", "caption/c.tar/1.txt": b""}
+    files |= {f"caption/{name}/1.txt": b"" for name in "adefg"}
+    root = write(tmp_path, files)
+    shards = list_shards(Source(data=str(root)), CONDITIONS, model, NOTHING)
+    assert shards.notes == (
+        f"{root}: caption has 5 folders or tars that rgb lacks (c, d, e, ...); those samples are left out",
+    )
+
+
+@pytest.mark.parametrize("conditions", [CONDITIONS, CONDITIONS[::-1]])
+def test_tars_of_whole_keys_are_matched_with_folders(
+    conditions: list[str], model: ModelFiles, tmp_path: Path
+) -> None:
+    """As a run in shards of another size writes them: which folders they have, only their members say."""
+    (tmp_path / "rgb").mkdir()
+    for number in range(2):
+        path = tmp_path / "rgb" / f"0000{number}.tar"
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": WHOLE}) as tar:
+            for name in (f"x/{2 * number}.png", f"x/{2 * number + 1}.png", f"{number}.png"):
+                tar.addfile(tarfile.TarInfo(name))
+    names = [*(f"x/{number}" for number in range(4)), "0", "1"]
+    write(tmp_path, {f"caption/{name}.txt": b"" for name in names})
+    source = Source(data=str(tmp_path))
+    whole = read_samples(source, conditions, model, NOTHING)
+    shards = list_shards(source, conditions, model, NOTHING, size=2)
+    found = [sample for shard in shards.shards for sample in shards.samples(shard).samples]
+    assert sorted(sample.key.path for sample in whole.samples) == sorted(names)
+    assert sorted(found, key=lambda one: one.key) == sorted(whole.samples, key=lambda one: one.key)
 
 
 def test_what_cannot_be_listed_fails_once(model: ModelFiles, tmp_path: Path) -> None:
