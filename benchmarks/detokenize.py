@@ -32,23 +32,34 @@ from fourm.hub.files import find_model, resolve_tokenizer
 from fourm.hub.header import TokenizerPart
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE, check_steps
-from fourm.networks.tokenizers.solvers import SPACINGS, Solver, solver_named
+from fourm.schedule.solvers import DDIM, SPACINGS, Solver, parse_solver
 
 FEWER, FEW = (5, 10, 25, 50), (5, 10, 25)  # steps of DDIM, of other solvers
 BEST = 250  # steps of DDIM that all are compared with
 
 
-def random_detokenizer(device: torch.device, config: Mapping[str, object] = CONFIGS["tok-rgb"]) -> DiVAE:
+def random_detokenizer(
+    device: torch.device, config: Mapping[str, object] = CONFIGS["tok-rgb"],
+    dtype: torch.dtype = torch.float32,
+) -> DiVAE:  # fmt: skip
     """The decoder of `tok-rgb` with weights that mean nothing, but keep activations in range."""
     torch.manual_seed(0)
     with device:
         tokenizer = build_tokenizer(read_config(config), TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
     torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.set_network_dtype(torch.float32).requires_grad_(False).eval()
+    convert(tokenizer, dtype)
+    return tokenizer
+
+
+def convert(tokenizer: AnyTokenizer, dtype: torch.dtype) -> None:
+    """Keep the weights of a tokenizer as if they were loaded in this dtype, for inference."""
+    for name, parameter in tokenizer.named_parameters():
+        parameter.data = tokenizer.converted(name, parameter.data, parameter.device, dtype)
+    tokenizer.requires_grad_(False).eval()
 
 
 def seconds_per_picture(tokenizer: DiVAE, batch: int, steps: int, device: torch.device) -> float:
@@ -86,7 +97,7 @@ def time_it(args: argparse.Namespace) -> None:
     wanted, operations = evaluate_once(exact, device), count_operations(lambda: evaluate_once(exact, device))
     for name, dtype in dtypes.items():
         for attention in args.attention.split(","):
-            tokenizer = random_detokenizer(device).set_network_dtype(dtype)
+            tokenizer = random_detokenizer(device, dtype=dtype)
             set_attention(tokenizer, attention, device)
             got = evaluate_once(tokenizer, device)
             error = float((got - wanted).std() / wanted.std())
@@ -129,7 +140,7 @@ def listed_runs(names: Sequence[str], spacings: Sequence[str]) -> list[tuple[str
     """Name, solver and number of steps of each row of the table of errors."""
     rows = list[tuple[str, Solver | None, int]]()
     for name in names:
-        solvers = [None] if name == "ddim" else [solver_named(f"{name}:{spacing}") for spacing in spacings]
+        solvers = [None] if name == DDIM else [parse_solver(f"{name}:{spacing}") for spacing in spacings]
         rows += [(name, solver, steps) for solver in solvers for steps in (FEWER if solver is None else FEW)]
     return rows
 

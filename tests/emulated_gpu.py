@@ -105,16 +105,19 @@ class Stream:
 
 @contextmanager
 def capture(graph: Graph, pool: str | None, stream: Stream, capture_error_mode: str) -> Iterator[None]:
-    """Capture what is called within this context."""
+    """Capture what is called within this context; like torch, leave the stream where that fails."""
     assert pool in (None, "pool")
     assert stream.device == Gpu.active().device  # what another device does is not captured
     assert capture_error_mode == "thread_local"  # other threads may use the device
+    assert not torch.is_inference_mode_enabled()  # where torch would make what it changes outside of it, too
     Graph.captures += 1
-    Gpu.active().captured.graph = graph
+    own, before = Gpu.active().own, torch.cuda.current_stream()
+    own.graph, own.stream = graph, stream
     try:
         yield
+        own.stream = before
     finally:
-        Gpu.active().captured.graph = None
+        own.graph = None
 
 
 class Gpu(TorchFunctionMode):
@@ -128,7 +131,7 @@ class Gpu(TorchFunctionMode):
         self.waits = Counter[str]()
         self.most_bytes: int | None = None  # a larger tensor raises an out-of-memory error
         self.largest = 0  # bytes of the largest tensor so far
-        self.captured = local()  # `graph`: what this thread captures; others may use the device meanwhile
+        self.own = local()  # of a thread: `graph`, which it captures while others use the device, and `stream`
 
     @staticmethod
     def active() -> "Gpu":
@@ -138,7 +141,7 @@ class Gpu(TorchFunctionMode):
     @property
     def graph(self) -> Graph | None:
         """The graph that is being captured by this thread."""
-        return getattr(self.captured, "graph", None)
+        return getattr(self.own, "graph", None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
@@ -283,6 +286,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "graph", capture)
         patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "current_stream", lambda: getattr(gpu.own, "stream", None))
+        patch.setattr(torch.cuda, "set_stream", lambda stream: setattr(gpu.own, "stream", stream))
         patch.setattr(torch.cuda, "get_device_name", lambda _=None: "emulated")
         patch.setattr(torch.cuda, "mem_get_info", lambda _=None: (80 << 30, 80 << 30))
         patch.setattr(torch.backends.mps, "is_available", lambda: gpu.device.type == "mps")

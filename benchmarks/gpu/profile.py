@@ -52,7 +52,7 @@ def _decoding(bench: Bench, network: Callable[[], FourM], chain: Chain, size: in
 
 def _diffusion(bench: Bench, size: int) -> Values:
     device = torch.device(bench.device)
-    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(torch.bfloat16)
+    tokenizer = random_detokenizer(device, config(bench), torch.bfloat16)
     steps = 2 if bench.quick else 10
 
     def work() -> int:

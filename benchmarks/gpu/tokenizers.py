@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 
 from benchmarks.bundle import CONFIGS, NARROW_TOKENIZERS
-from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
+from benchmarks.detokenize import convert, evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.hub.header import TokenizerPart
@@ -38,7 +38,7 @@ def detokenize(bench: Bench) -> Cases:
 
 def _detokenize(bench: Bench, dtype: str, size: int) -> Values:
     device, timed = torch.device(bench.device), 2 if bench.quick else _TIMED
-    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(torch_dtype(dtype))
+    tokenizer = random_detokenizer(device, config(bench), torch_dtype(dtype))
     bench.forget_peak()
     with arithmetic(dtype):
         operations = count_operations(lambda: evaluate_once(tokenizer, device))
@@ -66,7 +66,8 @@ def _encoder(bench: Bench, dtype: str) -> AnyTokenizer:
     with torch.device(bench.device):
         tokenizer = build_tokenizer(read_config(config(bench)), TokenizerPart.ENCODER)
         torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.set_network_dtype(torch_dtype(dtype)).requires_grad_(False).eval()
+    convert(tokenizer, torch_dtype(dtype))
+    return tokenizer
 
 
 def _encode(bench: Bench, build: Callable[[str], AnyTokenizer], dtype: str, size: int) -> Values:

@@ -27,8 +27,8 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import Slot, full_grid, full_pixels, to_device
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.diffusion import DiVAE
-from fourm.networks.tokenizers.solvers import Solver
 from fourm.networks.tokenizers.vq import IMAGENET
+from fourm.schedule.solvers import Solver
 
 _MEAN, _STD = torch.tensor(IMAGENET, dtype=torch.float32, device="cpu").T.contiguous().view(2, 3, 1, 1)
 # Convolutions choose their order of sums by the shape of the batch. On a CPU a network always sees one row;
@@ -196,7 +196,8 @@ class GridCodec:
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self.row.grid or ()
         decoded, groups = list[Tensor](), _groups(len(ids), ids.device)
         for index, group in enumerate(groups):
-            tokens = out = ids[group].view(len(group), *form)
+            rows = to_device(torch.tensor(group), ids.device)
+            tokens = out = ids.index_select(0, rows).view(len(group), *form)
             if isinstance(tokenizer, DiVAE):
                 if diffusion is None:
                     raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")

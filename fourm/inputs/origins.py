@@ -18,7 +18,7 @@ from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.hub.header import FULL, INT8
-from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
+from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, TOKENS, RunRecord
@@ -27,6 +27,7 @@ from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
+from fourm.schedule.solvers import DDIM
 from fourm.sources.datasets import CAPTION
 from fourm.sources.reading import read_samples
 from fourm.sources.results import add_kept, conditions_from, forms_kept, read_kept, with_files

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.storage import RemoteFolder, check_address
-from fourm.errors import UsageError, check_choice, near_match, shown
+from fourm.errors import UsageError, check_choice, shown
 from fourm.files.opening import read_bytes, real
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
@@ -23,15 +23,13 @@ from fourm.output.record import BASE, NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
+from fourm.schedule.solvers import DDIM, parse_solver
 from fourm.sources.datasets import shows_part
 
 T = TypeVar("T")
 R = TypeVar("R", "Request", "TokenizeRequest")
-DETOKENIZER_STEPS, DDIM = 25, "ddim"  # of tokenizers that decode by diffusion, where nothing else is asked
+DETOKENIZER_STEPS = 25  # of tokenizers that decode by diffusion, where nothing else is asked
 MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim more
-# Ways to decode by diffusion: a tokenizer's own steps, rows of `networks/tokenizers/solvers`, their spacings.
-SOLVERS = (DDIM, "dpm++", "dpm++1", "dpm++3", "unipc", "unipc3")
-SPACINGS = ("trailing", "leading", "linspace", "karras", "lu")
 ATTENTIONS = ("sdpa", "xformers", "varlen")
 MAX_CROPS = 10_000
 # Fields of a request whose types are checked.
@@ -102,7 +100,7 @@ class Request:
     decode: bool = True  # also write pictures and other values, not only tokens
     # Of tokenizers that decode by diffusion. None: that of the run that is continued, else the usual one.
     detokenizer_steps: int | None = None
-    detokenizer_solver: str | None = None  # of SOLVERS, or NAME:SPACING
+    detokenizer_solver: str | None = None  # see `parse_solver`
     preview: Annotated[int, Limits(0)] = 0  # keep the picture after every n-th step; 0 is never
     blend: bool = True  # lay what is kept in pixels over the generated picture
     world: World = field(default_factory=World)
@@ -175,7 +173,7 @@ class Request:
         if not 0 < self.diffusion_steps <= MAX_DETOKENIZER_STEPS:
             limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
             raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
-        check_solver(self.diffusion_solver)
+        parse_solver(self.diffusion_solver)
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
         check_choice("fit", self.fit, FITS)
@@ -308,17 +306,6 @@ def check_attention(attention: str) -> None:
 def check_kept_weights(weights: str) -> None:
     """Refuse an unknown way to keep the weights of a transformer."""
     check_choice("weights", weights, WEIGHTS)
-
-
-def check_solver(text: str) -> None:
-    """Refuse what is neither a solver nor NAME:SPACING."""
-    name, colon, spacing = text.partition(":")
-    check_choice("detokenizer_solver", name, SOLVERS)
-    if colon and name == DDIM:
-        raise UsageError(f"`detokenizer_solver={text}`: only {', '.join(SOLVERS[1:])} take a spacing")
-    if colon and spacing not in SPACINGS:
-        near = near_match(spacing, SPACINGS)
-        raise UsageError(f"`detokenizer_solver={text}`: spacings are {', '.join(SPACINGS)}{near}")
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:

@@ -16,7 +16,6 @@ PUBLIC = {
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
     "tokenizers.diffusion": "DiVAE check_steps cumulative_alphas",
-    "tokenizers.solvers": "Solver solver_named",
     "tokenizers.unet": "PatchedUNet UNetShape",
     "tokenizers.vq": "IMAGENET VQTokenizer",
 }

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -23,15 +24,15 @@ _LOCK = RLock()
 class _Captured:
     graph: Any  # torch.cuda.CUDAGraph
     inputs: list[Tensor]  # memory that the graph reads
-    latest: list[Tensor]  # what was copied there last
+    latest: list[ref[Tensor]]  # what was copied there last; not kept alive
     outputs: Sequence[Tensor]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Graphs:
     """Graphs by key, for several threads. Results are the same with and without them."""
 
-    _met: Counter[Hashable] = field(default_factory=Counter)
+    _met: Counter[tuple[int, Hashable]] = field(default_factory=Counter)  # by thread and key
     _captured: dict[Hashable, _Captured] = field(default_factory=dict)
     _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
     _held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
@@ -39,19 +40,24 @@ class Graphs:
     _pool: Any = None
     _stream: Any = None  # torch.cuda.Stream: that of captures, on the device of the inputs
 
+    def __post_init__(self) -> None:
+        _ALL.add(self)
+
     def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
         """`work(*inputs)`, which must depend on nothing but its inputs, the key and memory that stays.
 
         A tensor that is passed again is the same as before: nobody may have changed its numbers.
 
-        The first call of a key runs as it is, which also chooses kernels; the second one is captured. Work
-        that asks the device for a value cannot be captured and always runs as it is.
+        The first call of a key in a thread runs as it is, which also chooses kernels and makes this thread's
+        handles of CUDA's libraries; neither can be done in a capture. The second one is captured. Work that
+        asks the device for a value cannot be captured and always runs as it is.
         """
         if inputs[0].device.type != "cuda":
             return work(*inputs)
+        met = get_ident(), key
         with _LOCK:
-            self._met[key] += 1
-            if key in self._captured or (self._met[key] > 1 and self._capture(key, work, inputs)):
+            self._met[met] += 1
+            if key in self._captured or (self._met[met] > 1 and self._capture(key, work, inputs)):
                 return self._replay(self._captured[key], inputs)
         return work(*inputs)
 
@@ -74,13 +80,20 @@ class Graphs:
         finally:
             self._taken.discard(key)
 
+    def clear(self) -> None:
+        """Give up all graphs and the memory that they hold, but for what is in use."""
+        with _LOCK:
+            self._captured.clear()
+            self._held = {key: held for key, held in self._held.items() if key in self._taken}
+            self._pool = None
+
     def _take(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor] | None:
         with _LOCK:
             if key in self._taken:
                 return None
-            self._taken.add(key)
             held = self._held.get(key)
             if held is None:
+                self._captured.pop(key, None)  # which reads memory that was given up while it was in use
                 while len(self._held) >= MOST_HELD:
                     oldest = next(iter(self._held))
                     self._held.pop(oldest)
@@ -89,33 +102,58 @@ class Graphs:
             else:
                 for old, new in zip(held, tensors, strict=True):
                     old.copy_(new)
+            self._taken.add(key)
             return held
 
     def _replay(self, captured: _Captured, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         for held, old, new in zip(captured.inputs, captured.latest, inputs, strict=True):
-            if new is not old:
+            if new is not old():
                 held.copy_(new)
-        captured.latest = [*inputs]
+        captured.latest = [*map(ref, inputs)]
         captured.graph.replay()
         return [one.clone() for one in captured.outputs]
 
     def _capture(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
         """Capture some work; False if it cannot be done, or there is no room."""
         device = inputs[0].device
+        if key in self._refused or len(self._captured) >= MOST_GRAPHS:
+            return False
         free, total = torch.cuda.mem_get_info(device)
-        if key in self._refused or len(self._captured) >= MOST_GRAPHS or free < LEAST_FREE * total:
+        if free < LEAST_FREE * total:
             return False
         graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        try:
-            # Meanwhile, other threads may tokenize conditions or decode pictures on the same device.
-            how = {"stream": self._stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.device(device), torch.cuda.graph(graph, pool=self._pool, **how):
-                outputs = work(*held)
-        except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
-            self._refused.add(key)
-            return False
+        # Meanwhile, other threads may tokenize conditions or decode pictures on the same device.
+        how = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        is_inference = torch.is_inference_mode_enabled()
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            try:
+                # The first capture of a process makes tensors of torch's generator, which later ones change:
+                # made in inference mode, they could not be changed outside of it.
+                with torch.inference_mode(False), torch.cuda.graph(graph, pool=self._pool, **how):
+                    with torch.inference_mode(is_inference), torch.no_grad():
+                        outputs = work(*held)
+            except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
+                self._refused.add(key)
+                return False
+            finally:
+                torch.cuda.set_stream(before)  # torch leaves that of captures where one cannot begin or end
         self._pool = graph.pool() if self._pool is None else self._pool
-        self._captured[key] = _Captured(graph, held, [*inputs], outputs)
+        self._captured[key] = _Captured(graph, held, [*map(ref, inputs)], outputs)
         return True
+
+
+_ALL: WeakSet[Graphs] = WeakSet()
+
+
+def release_graphs() -> None:
+    """Give up all graphs, and free the memory that CUDA's allocator keeps.
+
+    Not while a thread captures: torch cannot free memory then, and fails where another thread asks it to.
+    """
+    with _LOCK:
+        for graphs in tuple(_ALL):
+            graphs.clear()
+        torch.cuda.empty_cache()  # does nothing if CUDA was not used

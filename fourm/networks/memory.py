@@ -12,6 +12,7 @@ import torch
 
 from fourm.errors import FourMError
 from fourm.files.opening import read_bytes
+from fourm.networks.graphs import release_graphs
 
 # Parts of messages of allocators (CPU, Apple GPU, CUDA libraries) that raise plain RuntimeErrors.
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
@@ -80,9 +81,9 @@ def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError
 
 
 def release_memory() -> None:
-    """Free unused memory: reference cycles, in which tracebacks keep arrays alive, and CUDA's cache."""
+    """Free unused memory: reference cycles, in which tracebacks keep arrays alive, and what graphs hold."""
     gc.collect()
-    torch.cuda.empty_cache()  # does nothing if CUDA was not used
+    release_graphs()
 
 
 def _number_after(name: str, path: Path) -> int:

@@ -75,7 +75,8 @@ class Slot:
         return replace(self, known=nothing, wanted=nothing)
 
     def select(self, rows: Tensor) -> "Slot":
-        """The rows with these indices, (B',) int64, as a slot of B' rows."""
+        """The rows with these indices, (B',) int64 on any device, as a slot of B' rows."""
+        rows = to_device(rows, self.values.device)
         return self._mapped(lambda tensor: tensor[rows])
 
     def filled(self, more: int) -> "Slot":
@@ -142,7 +143,7 @@ class Batch:
         return Batch((*self.keys, *[self.keys[-1]] * more), slots)
 
     def select(self, rows: Tensor) -> "Batch":
-        """The rows with these indices, (B',) int64."""
+        """The rows with these indices, (B',) int64; best on the CPU, since the host has to know them."""
         keys = tuple(self.keys[i] for i in rows.tolist())
         return Batch(keys, {name: slot.select(rows) for name, slot in self.slots.items()})
 

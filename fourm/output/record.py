@@ -15,6 +15,7 @@ from fourm.hub.header import FULL, Weights
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
 from fourm.schedule.settings import MAX_SEED
+from fourm.schedule.solvers import DDIM
 
 RUN = "run.json"
 SR_RUN = "run.sr.json"  # record of super-resolution in the folder of the run that it reads
@@ -91,7 +92,7 @@ class RunRecord:
     restore: bool = False  # values are of whole pictures, not of squares
     batch_size: Annotated[int, Limits(1)] | None = None  # None: an older version made the folder
     compile: bool = False  # torch's compiler made the networks' blocks; they round differently
-    detokenizer_solver: str = "ddim"  # how tokenizers decoded by diffusion
+    detokenizer_solver: str = DDIM  # how tokenizers decoded by diffusion
     weights: Weights = FULL  # how the transformer's were kept
     layout: Format = "files"  # what results are in; `format` is the version of the record
     shard_size: Annotated[int, Limits(1)] | None = None  # samples of a shard, at most

@@ -24,16 +24,16 @@ from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import FULL, TokenizerPart
 from fourm.inputs.conditions import Work
-from fourm.inputs.request import DDIM, DETOKENIZER_STEPS, Request, TokenizeRequest
+from fourm.inputs.request import DETOKENIZER_STEPS, Request, TokenizeRequest
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.networks.tokenizers.diffusion import check_steps
-from fourm.networks.tokenizers.solvers import solver_named
 from fourm.output.processes import Listed, now
 from fourm.output.record import TOKENS, RunRecord
 from fourm.schedule.chain import joining_problem
 from fourm.schedule.keeps import Keep
+from fourm.schedule.solvers import DDIM, parse_solver
 
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 CROPS = Place(CROP_SETTINGS, ".npy", form="extra")  # one row of each file for each row of its token files
@@ -213,7 +213,7 @@ def count_evaluations(request: Request, places: Sequence[Place]) -> int:
 
     UsageError if one of them cannot be decoded in the number of steps that is asked for.
     """
-    model, steps, solver = request.model, request.diffusion_steps, solver_named(request.diffusion_solver)
+    model, steps, solver = request.model, request.diffusion_steps, parse_solver(request.diffusion_solver)
     decoders = filter(None, (_tokenizer_of(model, place) for place in places if not place.is_condition))
     configs = [tokenizer_config(model.tokenizers[key]) for key in decoders]
     diffusions = [config for config in configs if isinstance(config, DiVAEConfig)]

@@ -22,7 +22,7 @@ from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.hub.header import FULL
 from fourm.inputs.conditions import PreparedSample, Work
-from fourm.inputs.request import DDIM, MAX_DETOKENIZER_STEPS
+from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.networks.state import Batch, Slot
 from fourm.output.record import FRAMES
 from fourm.results.events import Event, Failed, Malformed, Saved
@@ -38,6 +38,7 @@ from fourm.results.values import (
     unreported,
 )
 from fourm.schedule.chain import Step
+from fourm.schedule.solvers import DDIM
 from fourm.sources.datasets import CAPTION
 
 

@@ -25,11 +25,11 @@ from fourm.inputs.kept import Kept
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
-from fourm.networks.state import Batch, to_device
-from fourm.networks.tokenizers.solvers import solver_named
+from fourm.networks.state import Batch
 from fourm.results.background import in_threads
 from fourm.results.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.results.job import Job
+from fourm.schedule.solvers import parse_solver
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
 GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures
@@ -72,7 +72,7 @@ def decode_rows(
             yield Failed(*rows[0].work.result, str(error))
             return
         for index, row in enumerate(rows):
-            alone = batch.select(to_device(torch.tensor([index]), batch.device))
+            alone = batch.select(torch.tensor([index]))
             yield from decode_rows(job, codecs, [row], alone, keep)
         return
 
@@ -104,8 +104,7 @@ def unreported(
 ) -> tuple[list[PreparedSample], Batch]:
     """The chosen rows of a batch whose results (key and variation) are not reported yet."""
     left = [index for index in chosen if given[index].work.result not in reported]
-    rows = to_device(torch.tensor(left, dtype=torch.long), batch.device)
-    return [given[i] for i in left], batch.select(rows)
+    return [given[i] for i in left], batch.select(torch.tensor(left, dtype=torch.long))
 
 
 def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
@@ -142,7 +141,7 @@ def diffusion_of(
 ) -> Diffusion:
     """Steps, `most` at most, noise of each sample, and solver for a target that is decoded by diffusion."""
     noise = Noise.for_samples(request.seed, [work.result for work in works], f"detokenizer {name}")
-    return Diffusion(min(most, request.diffusion_steps), noise, solver_named(request.diffusion_solver))
+    return Diffusion(min(most, request.diffusion_steps), noise, parse_solver(request.diffusion_solver))
 
 
 def _decode(

@@ -12,5 +12,6 @@ PUBLIC = {
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings load_layer
         merge parse_value read_names read_settings""",
+    "solvers": "DDIM SOLVERS SPACINGS Solver SolverStep parse_solver plan_steps",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

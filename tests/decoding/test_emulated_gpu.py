@@ -3,10 +3,13 @@
 The emulated values are real, so what is made is what a CPU makes.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import load_model
 from fourm.networks.graphs import Graphs
+from fourm.networks.memory import release_memory
 from fourm.networks.model import Context, FourM, FourMConfig, Head
 from fourm.networks.state import Batch, full_sequence, partly_given
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
@@ -320,6 +324,7 @@ def test_work_that_asks_for_a_value_is_not_captured(gpu: Gpu) -> None:
         (doubled,) = graphs.run("key", lambda x: [x * int(x.sum() / 3)], x)
         assert doubled.tolist() == [0, 2, 4, 6]
     assert Graph.captures - before == 1
+    assert torch.cuda.current_stream() is None  # that of all other work, as before
 
 
 def test_a_graph_reads_its_new_inputs_and_leaves_earlier_results_alone(gpu: Gpu) -> None:
@@ -349,6 +354,61 @@ def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None
             assert made.tolist() == [value + 1] * 2
     assert graphs.count == 8
     assert Graph.captures - before == 10
+
+
+def test_work_is_captured_by_a_thread_that_did_it_before(gpu: Gpu) -> None:
+    """A thread's handles of CUDA's libraries are made by its first call, and cannot be in a capture."""
+    graphs, x, captures = Graphs(), torch.ones(2, device="cuda"), [Graph.captures]
+
+    def call() -> None:
+        assert graphs.run("key", lambda x: [x + 1], x)[0].tolist() == [2, 2]
+        captures.append(Graph.captures)
+
+    call()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(call).result()
+    call()
+    assert [after - captures[0] for after in captures[1:]] == [0, 0, 1]
+
+
+def test_graphs_keep_no_inputs_alive(gpu: Gpu) -> None:
+    graphs, found = Graphs(), list[ref[Tensor]]()
+    for number in range(3):
+        x = torch.full((2,), number, device="cuda")
+        assert graphs.run("key", lambda x: [x + 1], x)[0].tolist() == [number + 1] * 2
+        found.append(ref(x))
+    del x
+    gc.collect()
+    assert [one() for one in found] == [None] * 3
+
+
+def test_memory_that_is_given_up_while_in_use_is_read_by_no_later_graph(gpu: Gpu) -> None:
+    graphs, ones = Graphs(), torch.ones(2, device="cuda")
+    for value in (1, 5):
+        with graphs.hold("key", [ones * value]) as tensors:
+            assert tensors is not None
+            (held,) = tensors
+            for other in range(8):
+                with graphs.hold(other, [ones]):
+                    pass
+            for _ in range(2):
+                (made,) = graphs.run("key", lambda x, held=held: [x + held], ones)
+                assert made.tolist() == [1 + value] * 2
+
+
+def test_memory_that_is_released_is_also_that_of_graphs(gpu: Gpu) -> None:
+    graphs, ones = Graphs(), torch.ones(2, device="cuda")
+    with graphs.hold("key", [ones]) as tensors:
+        assert tensors is not None
+        (held,) = tensors
+        for number in range(6):
+            if number == 3:
+                release_memory()
+                assert graphs.count == 0
+            (made,) = graphs.run("key", lambda x: [x + held], ones)
+            held.add_(1)  # what is in use stays
+            assert made.tolist() == [2 + number] * 2
+    assert graphs.count == 1
 
 
 def test_memory_that_is_in_use_is_given_to_nobody_else(gpu: Gpu) -> None:

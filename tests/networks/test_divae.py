@@ -1,6 +1,7 @@
 """Tokenizers that decode by diffusion: recorded calls and whole runs, released tensors, noise, sizes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -8,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,13 +17,13 @@ from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.linears import pack
 from fourm.networks.tokenizers import build_tokenizer
-from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig, read_config
+from fourm.networks.tokenizers.config import DiVAEConfig, Size, VQConfig, read_config
 from fourm.networks.tokenizers.diffusion import DiVAE, make_sampler
 
 FOLDERS = ("unet_concat", "uvit_concat", "uvit_xattn")
 RUNS = [
     *(("unet_concat", run) for run in (
-        "ddpm_5", "ddpm_25", "ddim_1", "ddim_5", "ddim_25", "ddim_5_leading", "ddim_5_linspace",
+        "ddpm_5", "ddpm_25", "ddim_1", "ddim_5", "ddim_25",
         "ddim_7_runs_8", "ddim_5_nonsquare", "ddim_5_cond_3x3_to_64", "ddpm_5_noclip",
         "ddpm_5_nozerosnr_cosine",
     )),
@@ -71,6 +70,13 @@ def case_of(golden: Path, folder: str, name: str) -> dict[str, Any]:
     return case
 
 
+def decoded(
+    tokenizer: DiVAE, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
+) -> Tensor:
+    *_, last = tokenizer.sample(tokens, draws, steps, size)
+    return last
+
+
 def tiny(**changes: Any) -> DiVAE:
     torch.manual_seed(0)
     tokenizer = DiVAE(replace(TINY, **changes)).requires_grad_(False).eval()
@@ -87,11 +93,11 @@ def test_every_recorded_call_of_a_decoder_is_reproduced(golden: Path, folder: st
     assert tokenizer.decoder is not None
     for case in record["decoder_cases"]["cases"]:
         name = case["name"]
+        if f"{name}.cond_mask" in cases:  # which only training hides latents by
+            continue
         sample, wanted = cases[f"{name}.sample"], cases[f"{name}.output"]
         size = (sample.shape[-2], sample.shape[-1])
-        condition = tokenizer.decoder.condition(
-            cases[f"{name}.condition"], size, cases.get(f"{name}.cond_mask")
-        )
+        condition = tokenizer.decoder.condition(cases[f"{name}.condition"], size)
         got = tokenizer.decoder(sample, tokenizer.decoder.embed_time(cases[f"{name}.timestep"]), condition)
         assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.std()), name
 
@@ -104,7 +110,6 @@ def test_every_recorded_run_is_reproduced(golden: Path, folder: str, name: str) 
     assert torch.equal(tokenizer.lookup(tensors["tokens"]), tensors["quant"])
     noise = [tensors["initial_noise"], *tensors.get("step_noise", ())]
     size = case["image_size"] if isinstance(case["image_size"], list) else [case["image_size"]] * 2
-    tokenizer.sampler = replace(tokenizer.sampler, mode=case["scheduler_timesteps_mode"])
     states = list(
         tokenizer.sample(
             tensors["tokens"], noise.__getitem__, case["requested_steps"], (size[0], size[1])
@@ -161,19 +166,19 @@ def test_a_batch_is_decoded_like_its_rows() -> None:
     tokenizer = tiny()
     tokens = torch.randint(0, 20, (5, 4, 4), generator=torch.Generator().manual_seed(3))
     noise = noise_of(tokens)
-    together = tokenizer.decode_tokens(tokens, lambda _: noise, steps=4)
+    together = decoded(tokenizer, tokens, lambda _: noise, steps=4)
     for row in range(5):
-        alone = tokenizer.decode_tokens(tokens[row : row + 1], lambda _, r=row: noise[r : r + 1], steps=4)
+        alone = decoded(tokenizer, tokens[row : row + 1], lambda _, r=row: noise[r : r + 1], steps=4)
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_decide_what_is_decoded_and_noise_how() -> None:
     tokenizer = tiny()
     tokens = torch.arange(16).view(1, 4, 4)
-    first = tokenizer.decode_tokens(tokens, lambda _: noise_of(tokens), steps=5)
+    first = decoded(tokenizer, tokens, lambda _: noise_of(tokens), steps=5)
     assert first.shape == (1, 3, 32, 32)
-    assert torch.equal(first, tokenizer.decode_tokens(tokens, lambda _: noise_of(tokens), steps=5))
-    other = tokenizer.decode_tokens(tokens.flip(1), lambda _: noise_of(tokens), steps=5)
+    assert torch.equal(first, decoded(tokenizer, tokens, lambda _: noise_of(tokens), steps=5))
+    other = decoded(tokenizer, tokens.flip(1), lambda _: noise_of(tokens), steps=5)
     assert float((first - other).abs().max()) > 1e-3
 
 
@@ -200,8 +205,11 @@ def test_no_gradient_mode_leaks_out_of_a_run_that_is_left_half_way() -> None:
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_half_precision_stays_close(dtype: torch.dtype, limit: float) -> None:
     tokens = torch.arange(16).view(1, 4, 4)
-    wanted = tiny().decode_tokens(tokens, lambda _: noise_of(tokens), steps=5)
-    got = tiny().set_network_dtype(dtype).decode_tokens(tokens, lambda _: noise_of(tokens), steps=5)
+    wanted = decoded(tiny(), tokens, lambda _: noise_of(tokens), steps=5)
+    half = tiny()
+    for name, parameter in half.named_parameters():
+        parameter.data = half.converted(name, parameter.data, "cpu", dtype)
+    got = decoded(half, tokens, lambda _: noise_of(tokens), steps=5)
     assert got.dtype == torch.float32
     assert float((got - wanted).std() / wanted.std()) < limit
 
@@ -225,11 +233,11 @@ def test_either_half_of_a_checkpoint_loads_alone() -> None:
         half.load_state_dict({name: state[source] for name, source in sources.items()})
     assert torch.equal(encoder.tokenize(x), whole.tokenize(x))
     noise = noise_of(tokens)
-    wanted = whole.decode_tokens(tokens, lambda _: noise, steps=2)
-    assert torch.equal(decoder.decode_tokens(tokens, lambda _: noise, steps=2), wanted)
+    wanted = decoded(whole, tokens, lambda _: noise, steps=2)
+    assert torch.equal(decoded(decoder, tokens, lambda _: noise, steps=2), wanted)
     assert set(encoder.state_dict()) | set(decoder.state_dict()) == set(whole.state_dict())
     with pytest.raises(ValueError, match="without a decoder"):
-        encoder.decode_tokens(tokens, lambda _: noise, steps=2)
+        decoded(encoder, tokens, lambda _: noise, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,7 @@ def test_sizes_and_steps_that_cannot_be_are_refused(
 ) -> None:
     tokens = torch.zeros(1, 4, 4, dtype=torch.int64)
     with pytest.raises((ValueError, UsageError), match=message):
-        tiny().decode_tokens(tokens, lambda _: torch.zeros(1, 3, 32, 32), steps, size)
+        decoded(tiny(), tokens, lambda _: torch.zeros(1, 3, 32, 32), steps, size)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +295,6 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn() -> None:
         tokenizer.sample(tokens, draws, 5, (0, 8))
     with pytest.raises(ValueError, match="latents have 7 channels"):
         tokenizer.sample(torch.zeros(1, 7, 4, 4), draws, 5)
-    tokenizer.sampler = replace(tokenizer.sampler, mode="trail")
-    with pytest.raises(UsageError, match="trailing"):
-        tokenizer.sample(tokens, draws, 5)
     with pytest.raises(CheckpointError, match="epsilon"):
         tiny(prediction_type="epsilon").sample(tokens, draws, 5)
 
@@ -298,21 +303,21 @@ def test_every_draw_has_the_shape_of_the_value_and_becomes_float32() -> None:
     tokens, tokenizer = torch.zeros(1, 4, 4, dtype=torch.int64), tiny(scheduler="ddpm")
     for bad in (0, 2):
         with pytest.raises(ValueError, match=r"noise is \(1, 1, 32, 32\)"):
-            tokenizer.decode_tokens(tokens, lambda i, b=bad: torch.zeros(1, 1 if i == b else 3, 32, 32), 5)
-    double = tokenizer.decode_tokens(tokens, lambda _: torch.zeros(1, 3, 32, 32, dtype=torch.float64), 5)
+            decoded(tokenizer, tokens, lambda i, b=bad: torch.zeros(1, 1 if i == b else 3, 32, 32), 5)
+    double = decoded(tokenizer, tokens, lambda _: torch.zeros(1, 3, 32, 32, dtype=torch.float64), 5)
     assert double.dtype == torch.float32
 
 
 def test_latents_are_decoded_like_the_tokens_they_stand_for() -> None:
     tokens, tokenizer = torch.arange(16).view(1, 4, 4), tiny()
-    wanted = tokenizer.decode_tokens(tokens, lambda _: noise_of(tokens), steps=3)
+    wanted = decoded(tokenizer, tokens, lambda _: noise_of(tokens), steps=3)
     *_, got = tokenizer.sample(tokenizer.lookup(tokens), lambda _: noise_of(tokens), steps=3)
     assert torch.equal(got, wanted)
 
 
 def test_a_sampler_takes_the_place_of_the_one_that_the_config_asks_for() -> None:
     tokens = torch.arange(16).view(1, 4, 4)
-    wanted = tiny(scheduler="ddpm").decode_tokens(tokens, lambda _: noise_of(tokens), steps=4)
+    wanted = decoded(tiny(scheduler="ddpm"), tokens, lambda _: noise_of(tokens), steps=4)
     tokenizer = tiny()
     tokenizer.sampler = make_sampler(replace(TINY, scheduler="ddpm"))
     *_, got = tokenizer.sample(tokens, lambda _: noise_of(tokens), steps=4)
@@ -322,7 +327,7 @@ def test_a_sampler_takes_the_place_of_the_one_that_the_config_asks_for() -> None
 def test_noise_prediction_says_nothing_without_any_signal() -> None:
     tokens = torch.zeros(1, 4, 4, dtype=torch.int64)
     with pytest.raises(CheckpointError, match="epsilon"):
-        tiny(prediction_type="epsilon").decode_tokens(tokens, lambda _: torch.zeros(1, 3, 32, 32), 5)
+        decoded(tiny(prediction_type="epsilon"), tokens, lambda _: torch.zeros(1, 3, 32, 32), 5)
 
 
 def test_a_config_says_by_its_decoder_or_else_its_schedule_that_it_diffuses() -> None:
@@ -335,17 +340,12 @@ def test_a_config_says_by_its_decoder_or_else_its_schedule_that_it_diffuses() ->
         assert type(read_config(config)) is VQConfig
 
 
-@settings(max_examples=10, deadline=None)
-@given(steps=st.sampled_from([1, 2, 4, 5, 8, 10]), mode=st.sampled_from(["trailing", "leading"]))
-def test_spacings_that_divide_the_steps_of_training_take_as_many_steps_as_asked(
-    steps: int, mode: str
-) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 8, 10])
+def test_numbers_that_divide_the_steps_of_training_are_taken_as_asked(steps: int) -> None:
     tokens = torch.zeros(1, 4, 4, dtype=torch.int64)
-    tokenizer = tiny()
-    tokenizer.sampler = replace(tokenizer.sampler, mode=mode)
-    states = list(tokenizer.sample(tokens, lambda _: torch.zeros(1, 3, 32, 32), steps))
+    states = list(tiny().sample(tokens, lambda _: torch.zeros(1, 3, 32, 32), steps))
     assert len(states) == steps
-    assert float(states[-1].abs().max()) <= 1 + (mode == "leading")
+    assert float(states[-1].abs().max()) <= 1
 
 
 def test_a_whole_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
@@ -363,8 +363,8 @@ def test_a_whole_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
     noise = noise_of(tokens)
     loaded = load_tokenizer(tmp_path)
     assert isinstance(loaded, DiVAE)
-    wanted = whole.decode_tokens(tokens, lambda _: noise, steps=3)
-    assert torch.equal(loaded.decode_tokens(tokens, lambda _: noise, steps=3), wanted)
+    wanted = decoded(whole, tokens, lambda _: noise, steps=3)
+    assert torch.equal(decoded(loaded, tokens, lambda _: noise, steps=3), wanted)
 
 
 @pytest.mark.parametrize("decoder", ["unet_patched", "uvit_b_p4_f16"])

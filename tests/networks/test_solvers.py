@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError
-from fourm.networks.tokenizers.diffusion import Clipping, DiVAE, Sampler, cumulative_alphas
-from fourm.networks.tokenizers.solvers import (
+from fourm.networks.tokenizers.diffusion import DiVAE, Sampler, State, cumulative_alphas
+from fourm.schedule.solvers import (
+    DDIM,
     SOLVERS,
     SPACINGS,
     Solver,
-    State,
+    SolverStep,
+    parse_solver,
     plan_orders,
-    plan_steps,
-    solver_named,
 )
 from tests.networks.test_divae import noise_of, recorded, tiny
 
@@ -36,8 +36,18 @@ def alphas(golden: Path) -> dict[str, Tensor]:
 
 
 def records(golden: Path, name: str) -> list[dict[str, Any]]:
+    """The records whose options a name of a solver, or a config, can stand for."""
     found: list[dict[str, Any]] = json.loads((golden / f"solvers/{name}.json").read_text())
-    return found
+    return [record for record in found if is_offered(record)]
+
+
+def is_offered(record: dict[str, Any]) -> bool:
+    options = record.get("options", {})
+    usual = {
+        "solver_type": ("midpoint", "bh2"), "final_sigmas_type": ("zero",), "lower_order_final": (True,),
+        "euler_at_final": (False,), "sample_max_value": (1.0,), "steps_offset": (0,),
+    }  # fmt: skip
+    return all(options.get(name, values[0]) in values for name, values in usual.items())
 
 
 def solver_of(record: dict[str, Any]) -> Solver:
@@ -46,13 +56,7 @@ def solver_of(record: dict[str, Any]) -> Solver:
     spacing = options.get("timestep_spacing", "trailing")
     for name, key in (("karras", "use_karras_sigmas"), ("lu", "use_lu_lambdas")):
         spacing = name if options.get(key) else spacing
-    return Solver(
-        options.get("solver_type", "midpoint" if record["solver"] == "dpm" else "bh2"),
-        options.get("solver_order", 2), spacing,
-        ends_clean=options.get("final_sigmas_type") != "sigma_min",
-        lower_order_final=options.get("lower_order_final", True),
-        euler_at_final=options.get("euler_at_final", False),
-    )  # fmt: skip
+    return Solver(record["solver"] != "dpm", options.get("solver_order", 2), spacing)
 
 
 def alphas_of(record: dict[str, Any], alphas: dict[str, Tensor]) -> Tensor:
@@ -67,15 +71,18 @@ def alphas_of(record: dict[str, Any], alphas: dict[str, Tensor]) -> Tensor:
 
 
 def sampler_of(record: dict[str, Any], alphas: dict[str, Tensor]) -> Sampler:
-    options, clipping = record.get("options", record), Clipping("clamp" if record.get("clamp") else "none")
-    if options.get("thresholding"):
-        ratio, most = options["dynamic_thresholding_ratio"], options["sample_max_value"]
-        clipping = Clipping("dynamic", ratio=ratio, max_value=most)
-    return Sampler("ddim", alphas_of(record, alphas), options["prediction_type"], clipping)
+    options = record.get("options", record)
+    clips = bool(record.get("clamp") or options.get("thresholding"))
+    return Sampler("ddim", alphas_of(record, alphas), options["prediction_type"], clips)
 
 
 def no_draw() -> Tensor:
     raise AssertionError("solvers take no fresh noise")
+
+
+def plan_of(solver: Solver, alphas: Tensor, count: int) -> list[SolverStep]:
+    steps = Sampler("ddim", alphas, "sample").plan(count, solver)
+    return [step for step in steps if isinstance(step, SolverStep)]
 
 
 def assert_near(got: Tensor, wanted: Tensor, what: object) -> None:
@@ -84,9 +91,7 @@ def assert_near(got: Tensor, wanted: Tensor, what: object) -> None:
 
 def test_timesteps_levels_and_orders_are_the_recorded_ones(golden: Path, alphas: dict[str, Tensor]) -> None:
     tensors = load_file(golden / "solvers/schedules.safetensors")
-    cases = [
-        r for r in records(golden, "schedules") if "steps_offset" not in r["options"]
-    ]  # no config has it
+    cases = records(golden, "schedules")
     for r in cases:
         solver, signal = solver_of(r), alphas_of(r, alphas).double()
         ratios = ((1 - signal) / signal).sqrt().tolist()
@@ -102,13 +107,13 @@ def test_timesteps_levels_and_orders_are_the_recorded_ones(golden: Path, alphas:
             assert {a - b for a, b in zip(timesteps, wanted, strict=True)} <= {0, 1}, r
         else:
             assert timesteps == wanted, r
-        levels.append(0.0 if solver.ends_clean else ratios[0])
+        levels.append(0.0)
         got = torch.tensor(levels, dtype=torch.float64)
         torch.testing.assert_close(got, tensors[f"{r['id']}.sigmas"].double(), rtol=1e-6, atol=0)
         assert plan_orders(solver, r["steps"]) == r["orders"], r
         if any(a <= b for a, b in pairwise(levels)):
             continue
-        steps = plan_steps(solver, alphas_of(r, alphas), r["steps"])
+        steps = plan_of(solver, alphas_of(r, alphas), r["steps"])
         for name, key in (("alpha", "alpha"), ("sigma", "sigma"), ("log_ratio", "lambda_")):
             values = torch.tensor([getattr(step.level, name) for step in steps])
             torch.testing.assert_close(values, tensors[f"{r['id']}.{key}"][:-1], rtol=2e-6, atol=2e-6)
@@ -122,7 +127,7 @@ def test_recorded_runs_are_reproduced(golden: Path, alphas: dict[str, Tensor], f
     assert len(cases) >= 12
     for r in cases:
         sampler = sampler_of(r, alphas)
-        steps = sampler.plan(solver_of(r), r["steps"])
+        steps = sampler.plan(r["steps"], solver_of(r))
         assert plan_orders(solver_of(r), r["steps"]) == r["orders"]
         get = {name: tensors.get(f"{r['id']}.{name}") for name in ("model_output", "sample", "corrected")}
         samples, outputs, corrected = get["sample"], get["model_output"], get["corrected"]
@@ -170,7 +175,7 @@ def test_a_network_that_is_always_right_leads_straight_to_the_value(
     clean, noise = torch.randn(2, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
     sampler = Sampler("ddim", cumulative_alphas(schedule, 1000), "sample")
     for steps in (1, 2, 3, 7, 15, 30):
-        plan = sampler.plan(replace(SOLVERS[name], spacing=spacing), steps)
+        plan = plan_of(replace(SOLVERS[name], spacing=spacing), sampler.alphas, steps)
         assert len(plan) == steps
         assert (plan[0].level.alpha == 0) == (plan[0].timestep == 999) == (spacing != "leading")
         state = State(plan[0].level.alpha * clean + plan[0].level.sigma * noise)
@@ -212,44 +217,48 @@ def test_the_result_is_the_last_prediction_and_evaluations_are_as_many_as_steps(
 
 
 def test_names_mean_solvers() -> None:
-    assert solver_named("ddim") is None
-    assert solver_named("dpm++") == Solver("midpoint", 2)
-    assert solver_named("unipc3:lu") == Solver("bh2", 3, "lu")
+    assert parse_solver(DDIM) is None
+    assert parse_solver("dpm++") == Solver(is_unipc=False, order=2)
+    assert parse_solver("unipc3:lu") == Solver(True, 3, "lu")
     for text in ("unipcs", "dpm++:karas", "unipc:", "ddim:lu", ""):
-        with pytest.raises(KeyError):
-            solver_named(text)
+        with pytest.raises(UsageError, match="`detokenizer_solver"):
+            parse_solver(text)
 
 
 def test_what_cannot_be_is_refused() -> None:
     signal = cumulative_alphas("linear", 1000)
     for spacing in ("leading", "linspace"):  # `traps.json`, D4 and D5
         with pytest.raises(UsageError, match=f"1,000 steps, spaced '{spacing}', repeat a level"):
-            plan_steps(Solver("midpoint", spacing=spacing), signal, 1000)
+            plan_of(Solver(False, 2, spacing), signal, 1000)
     for count in (0, 1001):
         with pytest.raises(UsageError, match="from 1 to 1,000"):
-            plan_steps(SOLVERS["dpm++"], signal, count)
-    with pytest.raises(UsageError, match="bh1 has no limit"):
-        plan_steps(Solver("bh1"), signal, 5)
+            plan_of(SOLVERS["dpm++"], signal, count)
     with pytest.raises(CheckpointError, match=r"epsilon.*says nothing at timestep 999"):
-        Sampler("ddim", signal, "epsilon").plan(SOLVERS["unipc"], 5)
+        Sampler("ddim", signal, "epsilon").plan(5, SOLVERS["unipc"])
 
 
 def test_settings_that_fail_elsewhere_have_finite_weights(golden: Path) -> None:
-    """`traps.json`, D1 to D3, D6, D7 and D10: levels without signal or noise, timesteps that occur twice."""
+    """`traps.json`, D1, D6, D7 and D10: levels without signal or noise, timesteps that occur twice."""
     signal, plain = cumulative_alphas("shifted_cosine:0.5", 1000), cumulative_alphas("linear", 1000, False)
     plans = {
-        "D1": plan_steps(SOLVERS["dpm++"], signal, 5),
-        "D1u": plan_steps(SOLVERS["unipc"], signal, 5),
-        "D2": plan_steps(Solver("bh1"), plain, 5),
-        "D2a": plan_steps(Solver("bh1"), plain, 1),
-        "D3": plan_steps(Solver("bh2", 3, lower_order_final=False), signal, 5),
-        "D6": plan_steps(Solver("midpoint", spacing="karras"), cumulative_alphas("linear", 1000), 100),
-        "D7": plan_steps(Solver("midpoint", spacing="lu"), signal, 15),
-        "D10": plan_steps(SOLVERS["dpm++"], plain, 61),
+        "D1": plan_of(SOLVERS["dpm++"], signal, 5),
+        "D1u": plan_of(SOLVERS["unipc"], signal, 5),
+        "D6": plan_of(Solver(False, 2, "karras"), cumulative_alphas("linear", 1000), 100),
+        "D7": plan_of(Solver(False, 2, "lu"), signal, 15),
+        "D10": plan_of(SOLVERS["dpm++"], plain, 61),
     }
-    steps = {r["id"]: r["steps"] for r in records(golden, "traps") if "steps" in r}
+    traps = json.loads((golden / "solvers/traps.json").read_text())
+    steps = {r["id"]: r["steps"] for r in traps if "steps" in r}
     for name, plan in plans.items():
         assert len(plan) == steps.get(name, 61)
         sums = [one for step in plan for one in (step.predictor, step.corrector) if one is not None]
         assert all(math.isfinite(w) for one in sums for w in (one.x, *one.predictions)), name
     assert plans["D10"][-1].timestep >= 0
+
+
+def test_schedules_of_few_timesteps_have_steps_of_every_spacing() -> None:
+    for alphas in (torch.tensor([0.9, 0.0]), torch.tensor([0.9, 0.5, 0.0])):
+        for spacing in SPACINGS:
+            (step,) = plan_of(Solver(True, 3, spacing), alphas, 1)
+            assert step.predictor.predictions == pytest.approx((1.0,))
+        assert [step.timestep for step in plan_of(Solver(False, 3, "karras"), alphas, 2)] == [len(alphas) - 1, 0]

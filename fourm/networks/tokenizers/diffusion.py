@@ -1,4 +1,4 @@
-"""Tokenizers that decode by diffusion: noise schedules, timesteps, DDPM and DDIM steps, the loop over steps.
+"""Tokenizers that decode by diffusion: noise schedules, the steps of a run, and how each of them is made.
 
 Steps are pure float32 arithmetic on tensors. `a` is always the cumulative product of (1 - beta), the share of
 the clean signal in a noisy one.
@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from types import NoneType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fourm.errors import CheckpointError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
@@ -22,16 +20,15 @@ from fourm.modalities.typed import to_type
 from fourm.networks.graphs import Graphs
 from fourm.networks.state import to_device
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
-from fourm.networks.tokenizers.solvers import Solver, SolverStep, State, advance, plan_steps
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
 from fourm.networks.tokenizers.vq import Tokenizer
+from fourm.schedule.solvers import Solver, SolverStep, plan_steps
 
 Decoder = PatchedUNet | UViT
 Shape = TypeVar("Shape", UNetShape, UViTShape)
 SHIFTED_COSINE = "shifted_cosine:"
 _TIMES = 64  # timesteps embedded at once: more would take memory. On CPUs one, whose bits know no neighbours
-MODES = ("trailing", "leading", "linspace")
 
 
 def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True) -> Tensor:
@@ -80,29 +77,6 @@ _BETAS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Clipping:
-    """How a predicted clean value is kept in range: not at all, clamped, or by dynamic thresholds.
-
-    The latter (Saharia et al. 2022, arXiv:2205.11487) is a clamp to [-1, 1] as long as `max_value` is 1.
-    """
-
-    kind: str = "none"  # "none", "clamp", "dynamic"
-    limit: float = 1.0  # of a clamp
-    ratio: float = 0.995  # of the values that a dynamic threshold leaves inside
-    max_value: float = 1.0  # of a dynamic threshold
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, ...) -> the same, in range."""
-        if self.kind != "dynamic":
-            return x if self.kind == "none" else x.clamp(-self.limit, self.limit)
-        if self.max_value == 1:
-            return x.clamp(-1, 1)
-        flat = x.flatten(1)
-        bound = flat.abs().quantile(self.ratio, dim=1, keepdim=True).clamp(1, self.max_value)
-        return (flat.clamp(-bound, bound) / bound).view_as(x)
-
-
 class Timestep(NamedTuple):
     """One step of DDPM or DDIM."""
 
@@ -111,89 +85,90 @@ class Timestep(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What a run remembers between steps."""
+
+    x: Tensor  # (B, C, H, W)
+    start: Tensor | None = None  # of solvers: what the step before began with, corrected
+    predictions: tuple[Tensor, ...] = ()  # of solvers: clean values, the newest first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """One way from noise to a value: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021, arXiv:2010.02502)."""
+    """One way from noise to a value: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021, arXiv:2010.02502).
+
+    A solver can take the place of its own steps.
+    """
 
     kind: str  # "ddpm", "ddim"
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
     prediction: str  # what the network predicts: `prediction_type` of a config
-    clipping: Clipping = Clipping()
-    mode: str = "trailing"  # of MODES: how DDIM spaces its timesteps; DDPM knows one way
+    clips: bool = False  # whether predicted clean values are clamped to [-1, 1]
 
-    def timesteps(self, num_steps: int) -> list[Timestep]:
-        """The timesteps as the reference has them.
+    def plan(self, num_steps: int, solver: Solver | None = None) -> Sequence[Timestep | SolverStep]:
+        """The steps of a run: those of a solver, or the sampler's own as the reference has them.
 
-        `trailing` takes more than `num_steps` where this does not divide the steps of training. A timestep at
-        which the network's prediction does not determine the clean value is a CheckpointError.
+        DDIM's own are spaced as `trailing`, and more than `num_steps` where this does not divide the steps of
+        training. UsageError: the steps cannot be as many. CheckpointError: the network's prediction does not
+        determine the clean value at one of the timesteps.
         """
-        count = len(self.alphas)
+        count, steps = len(self.alphas), list[Timestep | SolverStep]()
         if not 1 <= num_steps <= count:
             raise UsageError(f"{num_steps} diffusion steps; this tokenizer has from 1 to {count:,}")
-        if self.mode not in MODES:
-            near = near_match(self.mode, MODES)
-            raise UsageError(f"timesteps '{self.mode}' are not one of {', '.join(MODES)}{near}")
-        ratio = count // num_steps
-        if self.kind == "ddpm" or self.mode == "leading":
-            times = [i * ratio for i in reversed(range(num_steps))]
-        elif self.mode == "trailing":
-            times = list(range(count - 1, -1, -ratio))
+        if solver is not None:
+            signal = self.alphas.double()
+            steps += plan_steps(solver, ((1 - signal) / signal).sqrt().tolist(), num_steps)
         else:
-            times = [int(t) - 1 for t in torch.linspace(count, 1, num_steps, dtype=torch.float64).round()]
-        self._check_signal(times)
-        return [Timestep(t, t - ratio) for t in times]
-
-    def plan(self, solver: Solver, num_steps: int) -> list[SolverStep]:
-        """The steps of a solver that takes the place of this sampler's own; errors as of `timesteps`."""
-        steps = plan_steps(solver, self.alphas, num_steps)
-        self._check_signal([step.timestep for step in steps])
+            ratio = count // num_steps
+            first = (num_steps - 1) * ratio if self.kind == "ddpm" else count - 1
+            steps += [Timestep(t, t - ratio) for t in range(first, -1, -ratio)]
+        for t in (step.timestep for step in steps if self.prediction == "epsilon"):
+            if self.alphas[t] == 0:
+                why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
+                raise CheckpointError(f"prediction_type: 'epsilon' {why}")
         return steps
 
     def advance(
         self, output: Tensor, step: Timestep | SolverStep, state: State, draw: Callable[[], Tensor]
     ) -> State:
-        """The state after a step of `timesteps` or `plan`; output: the network's for `state.x`, (B, C, H, W).
+        """The state after a step of `plan`.
 
-        draw: gives fresh noise to the steps that take some.
+        output is the network's for `state.x`, (B, C, H, W); draw: see `step`.
         """
-        if isinstance(step, SolverStep):
-            signal, noise = step.level.alpha, step.level.sigma
-            clean, _ = predict(output.float(), signal, noise, state.x, self.prediction)
-            return advance(step, state, self.clipping(clean))
-        fresh = draw() if self.draws_at(step.timestep) else None
-        return State(self.step(output, step.timestep, step.previous, state.x, fresh)[0])
-
-    def _check_signal(self, times: Sequence[int]) -> None:
-        for t in times if self.prediction == "epsilon" else ():
-            if self.alphas[t] == 0:
-                why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
-                raise CheckpointError(f"prediction_type: 'epsilon' {why}")
-
-    def draws_at(self, t: int) -> bool:
-        """True where a step takes fresh noise."""
-        return self.kind == "ddpm" and t > 0
+        if isinstance(step, Timestep):
+            return State(self.step(output, step, state.x, draw)[0])
+        clean, _ = self._predict(output, step.level.alpha, step.level.sigma, state.x)
+        x, predictions = state.x, (clean, *state.predictions[:3])
+        if step.corrector is not None and state.start is not None:
+            x = step.corrector(state.start, predictions)
+        return State(step.predictor(x, predictions), x, predictions)
 
     def step(
-        self, output: Tensor, t: int, previous: int, x: Tensor, noise: Tensor | None = None
+        self, output: Tensor, step: Timestep, x: Tensor, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """From x (B, C, H, W) at timestep t to the previous one: the next x, and the clean value predicted.
+        """From x (B, C, H, W) at a timestep to the previous one: the next x, and the clean value predicted.
 
-        output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
-        shape; without it, steps that take some (`draws_at`) are a ValueError.
+        output is the network's. draw: gives fresh noise, standard normal float32 of x's shape, to the steps
+        that take some, which are all of DDPM but the last.
         """
-        output, x, a = output.float(), x.float(), self.alphas[t]
-        b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
-        clean, predicted = predict(output, a.sqrt(), (1 - a).sqrt(), x, self.prediction)
-        clean = self.clipping(clean)
+        x, a = x.float(), self.alphas[step.timestep]
+        b = self.alphas[step.previous] if step.previous >= 0 else torch.tensor(1.0)
+        clean, predicted = self._predict(output, a.sqrt(), (1 - a).sqrt(), x)
         if self.kind == "ddim":
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
         alpha = a / b
         beta = 1 - alpha
         after = (b.sqrt() * beta / (1 - a)) * clean + (alpha.sqrt() * (1 - b) / (1 - a)) * x
-        if t == 0:
+        if step.timestep == 0:
             return after, clean
-        if noise is None:
-            raise ValueError(f"the step from timestep {t} takes fresh noise, and none was given")
-        return after + ((1 - b) / (1 - a) * beta).clamp(min=1e-20).sqrt() * noise.float(), clean
+        return after + ((1 - b) / (1 - a) * beta).clamp(min=1e-20).sqrt() * draw(), clean
+
+    def _predict(
+        self, output: Tensor, signal: Tensor | float, noise: Tensor | float, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `predict`, the clean value in range."""
+        clean, predicted = predict(output.float(), signal, noise, x, self.prediction)
+        return clean.clamp(-1, 1) if self.clips else clean, predicted
 
 
 def predict(
@@ -234,7 +209,7 @@ class DiVAE(Tokenizer):
         if not name.startswith("decoder."):
             return super().converted(name, tensor, device, dtype)
         layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-        return tensor.to(device, self.dtype_of(name, dtype), copy=True, memory_format=layout)
+        return tensor.to(device, dtype, copy=True, memory_format=layout)
 
     def output_shape(self, grid: Size) -> tuple[int, int, int]:
         """(C, H, W) of the value of a grid (h, w) of tokens."""
@@ -254,9 +229,7 @@ class DiVAE(Tokenizer):
         """
         if (decoder := self.decoder) is None:
             raise ValueError("this tokenizer was built without a decoder")
-        planned: Sequence[Timestep | SolverStep] = (
-            self.sampler.plan(solver, steps) if solver else self.sampler.timesteps(steps)
-        )
+        planned = self.sampler.plan(steps, solver)
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
         if (found := quant.shape[1]) != (wanted := self.config.latent_dim):
             raise ValueError(f"latents have {found} channels; this tokenizer has {wanted}")
@@ -286,28 +259,16 @@ class DiVAE(Tokenizer):
 
         return run()  # a generator of its own, so that the checks do not wait for the first step
 
-    def _decoded(self, decoder: Decoder, x: Tensor, time: Tensor, condition: Any) -> Tensor:
-        """What the decoder predicts; where it pays, as a captured graph."""
-        leaves, structure = tree_flatten(condition)
-        if self.graphs is None or not all(isinstance(leaf, Tensor | NoneType) for leaf in leaves):
+    def _decoded(self, decoder: Decoder, x: Tensor, time: Tensor, condition: Sequence[Tensor]) -> Tensor:
+        """What the decoder predicts; where devices have them, by a captured graph."""
+
+        def work(x: Tensor, time: Tensor, *condition: Tensor) -> Sequence[Tensor]:
+            return [decoder(x, time, condition)]
+
+        if self.graphs is None:
             return decoder(x, time, condition)
-        places = [index for index, leaf in enumerate(leaves) if leaf is not None]
-
-        def work(x: Tensor, time: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
-            given = dict(zip(places, tensors, strict=True))
-            whole = tree_unflatten([given.get(index) for index in range(len(leaves))], structure)
-            return [decoder(x, time, whole)]
-
-        tensors = [leaves[index] for index in places]
-        shapes = tuple(tuple(one.shape) for one in (x, time, *tensors))
-        return self.graphs.run((id(decoder), shapes), work, x, time, *tensors)[0]
-
-    def decode_tokens(
-        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
-    ) -> Tensor:
-        """The result of `sample`."""
-        *_, last = self.sample(tokens, draws, steps, size)
-        return last
+        shapes = tuple(one.shape for one in (x, time, *condition))
+        return self.graphs.run((decoder, shapes), work, x, time, *condition)[0]
 
 
 def _embed_times(decoder: Decoder, t: Tensor) -> Iterator[Tensor]:
@@ -318,24 +279,22 @@ def _embed_times(decoder: Decoder, t: Tensor) -> Iterator[Tensor]:
 
 def make_sampler(config: DiVAEConfig) -> Sampler:
     """The steps that a config asks for."""
-    clipping = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
-    return Sampler("ddpm" if config.scheduler == "ddpm" else "ddim", alphas, config.prediction_type, clipping)
+    # Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487) with 1 as the largest value is a clamp.
+    clips = config.thresholding or config.clip_sample
+    return Sampler("ddpm" if config.scheduler == "ddpm" else "ddim", alphas, config.prediction_type, clips)
 
 
 def check_steps(config: DiVAEConfig, steps: int, solver: Solver | None = None) -> None:
     """UsageError: a tokenizer cannot be decoded in this many steps. solver: in place of its own steps."""
-    sampler, trained = make_sampler(config), config.num_train_timesteps
-    if solver is not None:
-        sampler.plan(solver, steps)
-        return
-    if trained % steps:  # `trailing` would take more steps than are asked for
+    trained = config.num_train_timesteps
+    if solver is None and trained % steps:  # DDIM would take more steps than are asked for
         divisors = [n for n in range(1, trained + 1) if trained % n == 0]
         near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
         what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
         raise UsageError(f"{what}; {' or '.join(map(str, near))} would do")
-    sampler.timesteps(steps)
+    make_sampler(config).plan(steps, solver)
 
 
 def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -> Shape:

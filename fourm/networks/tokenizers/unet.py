@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -75,17 +75,16 @@ class PatchedUNet(nn.Module):
                 self.output_blocks.append(Block(layers))
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
 
-    def condition(self, quant: Tensor, size: Size, cond_mask: Tensor | None = None) -> Tensor:
+    def condition(self, quant: Tensor, size: Size) -> Sequence[Tensor]:
         """The latents' share of the first convolution, (B, width, H / P, W / P): it is linear.
 
-        quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = latents are left out.
+        quant (B, D, h, w); size (H, W) in pixels.
         """
-        if cond_mask is not None:
-            quant = quant.masked_fill(cond_mask.unsqueeze(1), 0)
         first, patch = self._first, self.shape.patch_size
         latents = F.interpolate(quant.to(first.weight.dtype), (size[0] // patch, size[1] // patch))
         weight = first.weight[:, -quant.shape[1] :]
-        return F.conv2d(latents.contiguous(memory_format=torch.channels_last), weight, first.bias, padding=1)
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        return [F.conv2d(latents, weight, first.bias, padding=1)]
 
     def embed_time(self, t: Tensor) -> Tensor:
         """What all residual blocks add at timesteps t, () or (T,) -> (1 or T, sum of their widths)."""
@@ -93,14 +92,14 @@ class PatchedUNet(nn.Module):
         emb = F.silu(self.time_embed(time))
         return torch.cat([block.emb_layers(emb) for block in self._residual_blocks()], dim=1)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Sequence[Tensor]) -> Tensor:
         """x (B, C, H, W), time (1 or B, E) from `embed_time`, from `condition` -> (B, C, H, W) float32."""
         first, patch = self._first, self.shape.patch_size
         patches = F.pixel_unshuffle(x.to(first.weight.dtype), patch)
         patches = patches.contiguous(memory_format=torch.channels_last)  # which convolutions prefer
         widths = [block.width for block in self._residual_blocks()]
         shifts = iter(torch.split(time[:, :, None, None], widths, dim=1))
-        h = condition + F.conv2d(patches, first.weight[:, : patches.shape[1]], padding=1)
+        h = condition[0] + F.conv2d(patches, first.weight[:, : patches.shape[1]], padding=1)
         skips = [h]
         for block in list(self.input_blocks)[1:]:
             skips.append(h := block(h, shifts))

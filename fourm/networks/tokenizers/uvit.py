@@ -1,8 +1,9 @@
 """The UViT decoder of diffusion tokenizers: convolutions around a transformer (Hoogeboom et al. 2023)."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Annotated
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
-from fourm.networks.attention import Mask
 from fourm.networks.layers import Block, BlockConfig, CrossAttention, Mlp, SelfAttention
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 from fourm.networks.tokenizers.unet import GroupNorm, downsample, timestep_embedding, upsample
@@ -71,14 +71,6 @@ UVITS = {
 }
 
 
-# What the transformer needs at every step and no step changes.
-UViTCondition = tuple[
-    Tensor,  # (1 or B, N, D): positions, and the projected latents where these are added
-    tuple[tuple[Tensor, Tensor] | None, ...],  # for each block, with xattn: keys and values (B, H, M, d)
-    Mask | None,  # with xattn: which of them queries read
-]
-
-
 class UViT(nn.Module):
     """Patches, convolutional levels down, a transformer that sees the latents, the levels back up."""
 
@@ -115,10 +107,10 @@ class UViT(nn.Module):
         self.conv_norm_out = _norm(shape, first)
         self.conv_out = nn.ConvTranspose2d(first, channels, shape.patch_size, stride=shape.patch_size)
 
-    def condition(self, quant: Tensor, size: Size, cond_mask: Tensor | None = None) -> UViTCondition:
-        """What no step changes; quant (B, D, h, w), size in pixels (H, W), cond_mask (B, h, w): hidden."""
+    def condition(self, quant: Tensor, size: Size) -> Sequence[Tensor]:
+        """What no step changes, see `Transformer.condition`; quant (B, D, h, w), size in pixels (H, W)."""
         grid = (size[0] // self.multiple, size[1] // self.multiple)
-        return self.mid_block.condition(quant.to(self.conv_in.weight.dtype), grid, cond_mask)
+        return self.mid_block.condition(quant.to(self.conv_in.weight.dtype), grid)
 
     def embed_time(self, t: Tensor) -> Tensor:
         """What all blocks need to know of timesteps t, () or (T,) -> (1 or T, sum of their widths)."""
@@ -126,7 +118,7 @@ class UViT(nn.Module):
         emb = F.silu(self.time_embedding(time))
         return torch.cat([block.embed_time(emb) for block in self._timed_blocks()], dim=1)
 
-    def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Sequence[Tensor]) -> Tensor:
         """x (B, C, H, W), time (1 or B, E) from `embed_time`, from `condition` -> (B, C, H, W) float32."""
         dtype = self.conv_in.weight.dtype
         times = iter(torch.split(time, [block.time_width for block in self._timed_blocks()], dim=1))
@@ -184,41 +176,35 @@ class Transformer(nn.Module):
         self.mid_pos_emb = position_map((shape.mid_hw_posemb, shape.mid_hw_posemb), dim)
         self.mid_proj_in, self.mid_proj_out = nn.Linear(width, dim), nn.Linear(dim, width)
         if not self.is_cross:
-            self.mask_token = nn.Parameter(torch.zeros(dim))
+            self.mask_token = nn.Parameter(torch.zeros(dim))  # which only training uses
             self.mid_cond_proj = nn.Linear(latent_dim, dim)
         sizes, half = (wide, latent_dim if self.is_cross else 0), shape.mid_layers // 2
         skips = (shape.mid_use_long_skip and index > half for index in range(shape.mid_layers))
         self.mid_block = nn.ModuleList(TransformerBlock(shape, *sizes, has_skip) for has_skip in skips)
 
-    def condition(self, quant: Tensor, grid: Size, cond_mask: Tensor | None) -> UViTCondition:
-        """Latents (B, D', h, w) for a map of this grid; cond_mask (B, h, w), True = hidden."""
+    def condition(self, quant: Tensor, grid: Size) -> Sequence[Tensor]:
+        """What no step changes, of latents (B, D', h, w) for a map of this grid of N places.
+
+        Positions, (1, N, D), with the projected latents where these are added, (B, N, D). Where blocks attend
+        to latents, the keys and the values of these follow, (B, H, M, d), for one block after the other.
+        """
         if not self.is_cross:
             latents = F.interpolate(quant.float(), size=grid, mode="nearest").to(quant.dtype)
             added = self.mid_cond_proj(rearrange(latents, "b d h w -> b (h w) d"))
-            if cond_mask is not None:
-                is_hidden = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
-                added = torch.where(rearrange(is_hidden, "b 1 h w -> b (h w) 1"), self.mask_token, added)
-            added = (added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype)
-            return added, (None,) * len(self.mid_block), None
+            return [(added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype)]
         table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest").to(quant.dtype)
         context = rearrange(quant, "b d h w -> b (h w) d")
-        contexts = tuple(block.read_context(context) for block in self.mid_block)  # type: ignore[operator]
-        mask: Mask | None = None
-        if cond_mask is not None:
-            hidden = rearrange(cond_mask, "b h w -> b 1 1 (h w)")
-            nothing = hidden.all(dim=-1, keepdim=True)
-            # A row that sees nothing reads the mean of all values: equal scores for all keys.
-            contexts = tuple((keys.masked_fill(nothing, 0), values) for keys, values in contexts)
-            mask = Mask.of((~hidden | nothing)[:, 0, 0], quant.dtype, all_see=True)
-        return rearrange(table, "b d h w -> b (h w) d"), contexts, mask
+        read = [block.read_context(context) for block in self.mid_block]  # type: ignore[operator]
+        return [rearrange(table, "b d h w -> b (h w) d"), *chain.from_iterable(read)]
 
-    def forward(self, x: Tensor, times: Iterator[Tensor], condition: UViTCondition) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor], condition: Sequence[Tensor]) -> Tensor:
         """x (B, C, h, w), of which blocks take the next time each -> (B, C, h, w)."""
-        added, contexts, mask = condition
-        y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + added
+        y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + condition[0]
+        contexts = zip(condition[1::2], condition[2::2], strict=True)
         skips, half = list[Tensor](), len(self.mid_block) // 2
-        for index, (block, context) in enumerate(zip(self.mid_block, contexts, strict=True)):
-            y = block(y, next(times), context, mask, skips.pop() if block.skip_linear is not None else None)
+        for index, block in enumerate(self.mid_block):
+            skip = skips.pop() if block.skip_linear is not None else None
+            y = block(y, next(times), next(contexts, None), skip)
             if index < half:
                 skips.append(y)
         return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])
@@ -253,9 +239,8 @@ class TransformerBlock(Block):
         return torch.cat([self.adaLN_modulation(emb), self.adaLN_gate(emb)], dim=1)
 
     def forward(
-        self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, mask: Mask | None,
-        skip: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, skip: Tensor | None
+    ) -> Tensor:
         """x (B, N, D), time from `embed_time`, keys and values of the latents, an earlier block's result."""
         parts, look = (2, self.attn) if context is None else (3, self.self_attn)
         both = time.unsqueeze(1).chunk(3 * parts, dim=-1)
@@ -264,7 +249,7 @@ class TransformerBlock(Block):
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + gates[0] * look(_changed(self.norm1(x), *changes[:2]), None)
         if context is not None:
-            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), *changes[2:4]), *context, mask)
+            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), *changes[2:4]), *context, None)
         return x + gates[-1] * self.mlp(_changed(self.norm2(x), *changes[-2:]))
 
 

@@ -6,7 +6,6 @@ A network maps (B, C, H, W) to (B, D, h, w) or back. Parameter names are those o
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -85,23 +84,13 @@ class Tokenizer(nn.Module):
         _check_range(tokens, self.config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
-    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of a tensor in a network of this one: the search and what leads to it are float32.
+    def converted(self, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+        """A tensor of floats as a network of this dtype keeps it: the search and what leads to it in float32.
 
         So is all of the encoder of label maps: maps of few classes have embeddings of small differences.
         """
         exact = IN_FLOAT32 if self.config.n_labels is None else LABELS_IN_FLOAT32
-        return torch.float32 if name.startswith(exact) else dtype
-
-    def converted(self, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
-        """A tensor of floats as a network of this dtype keeps it."""
-        return tensor.to(device, self.dtype_of(name, dtype))
-
-    def set_network_dtype(self, dtype: torch.dtype) -> Self:
-        """Encoder and decoder in dtype, as `dtype_of` says."""
-        for name, parameter in self.named_parameters():
-            parameter.data = self.converted(name, parameter.data, parameter.device, dtype)
-        return self
+        return tensor.to(device, torch.float32 if name.startswith(exact) else dtype)
 
 
 class VQTokenizer(Tokenizer):
