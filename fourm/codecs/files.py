@@ -107,11 +107,6 @@ def pack_ids(ids: NDArray[Any]) -> bytes:
     return pack_array(rows.astype(np.int16 if is_narrow else np.int32))
 
 
-def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Write a file of token ids; see `pack_ids`."""
-    path.write_bytes(pack_ids(ids))
-
-
 def read_text(path: Path) -> str:
     """The unchanged text of a file in UTF-8."""
     try:
@@ -258,11 +253,6 @@ def pack_png(pixels: NDArray[np.uint8], text: Mapping[str, str] | None = None) -
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", pnginfo=chunks, compress_level=6)
     return file.getvalue()
-
-
-def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write a PNG file; see `pack_png`."""
-    path.write_bytes(pack_png(pixels, text))
 
 
 def _parse_array(data: bytes, where: str) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from fourm.schedule.chain import Step
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Asks the network."""
+    """Runs the network on the base and all branches of a step."""
 
     # Tests pass a fake with reads, attention, embed, encode, encode_embedded, decode and start_cache.
     network: FourM

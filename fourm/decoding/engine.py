@@ -15,7 +15,7 @@ from torch import Tensor
 from fourm.decoding.branches import Branches, branch_inputs, count_known
 from fourm.decoding.grids import GridDecoder, fix_first
 from fourm.decoding.sampling import Noise
-from fourm.decoding.steps import Progress, dials_of
+from fourm.decoding.steps import Progress, numbers_of
 from fourm.decoding.texts import TextDecoder
 from fourm.modalities.registry import Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL
@@ -54,14 +54,14 @@ class Engine:
 
     def _run(self, batch: Batch, chain: Chain, noise: Noise) -> Iterator[Progress]:
         masks = Batch(batch.keys, {name: _masks_on_host(slot) for name, slot in batch.slots.items()})
-        dials, branches = dials_of(chain, masks, batch.device), Branches(self.network, self.plain)
+        numbers, branches = numbers_of(chain, masks, batch.device), Branches(self.network, self.plain)
         grids = GridDecoder(branches, chain, self.graphs)
         texts = TextDecoder(branches, chain, self.sentinels, self.max_rows, self.graphs)
         for target, group in groupby(chain.steps, key=attrgetter("target")):
             steps = [*group]
             if batch.slots[target].kind is Kind.GRID:
-                batch = yield from grids.decode(batch, steps, masks, dials, noise)
-                fixed = sum(dials[step.index].fixed for step in steps)
+                batch = yield from grids.decode(batch, steps, masks, numbers, noise)
+                fixed = sum(numbers[step.index].fixed for step in steps)
                 masks = masks.with_slot(target, fix_first(masks.slots[target], fixed))
                 continue
             for step in steps:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fourm.decoding.branches import Branches, branch_inputs, count_known
 from fourm.decoding.sampling import Noise, draw
-from fourm.decoding.steps import DRAW, ORDER, Dial, Progress
+from fourm.decoding.steps import DRAW, ORDER, Progress, StepNumbers
 from fourm.networks.graphs import Graphs
 from fourm.networks.model import Embedded
 from fourm.networks.state import Batch, Slot, stack_batches
@@ -27,7 +27,7 @@ class GridDecoder:
     graphs: Graphs | None = None
 
     def decode(
-        self, batch: Batch, steps: Sequence[Step], masks: Batch, dials: dict[int, Dial], noise: Noise
+        self, batch: Batch, steps: Sequence[Step], masks: Batch, numbers: dict[int, StepNumbers], noise: Noise
     ) -> Generator[Progress, None, Batch]:
         """All steps of one target; yields what each did, returns the last batch.
 
@@ -36,24 +36,24 @@ class GridDecoder:
         """
         target, reads, seen = steps[0].target, self.branches.network.reads, None
         slot, mask = batch.slots[target], masks.slots[target]
-        uniforms = self._uniforms(noise, steps, slot, dials[steps[0].index].ranks)
+        uniforms = self._uniforms(noise, steps, slot, numbers[steps[0].index].ranks)
         known, others = list[int](), dict[str, Parts]()
         for step in steps:
-            started, dial = time.perf_counter(), dials[step.index]
-            if not dial.fixed:
+            started, own = time.perf_counter(), numbers[step.index]
+            if not own.fixed:
                 continue
             with torch.inference_mode():
                 if step.visibility != seen:
                     seen = step.visibility
                     known = count_known(branch_inputs(masks.with_slot(target, mask), step), reads)
                     others = self._embed_others(batch, step)
-                slot, sound = self._step(batch, step, known, dial, others, uniforms[step.index])
+                slot, sound = self._step(batch, step, known, own, others, uniforms[step.index])
                 batch = batch.with_slot(target, slot)
-            known = [count + (dial.fixed if target in reads else 0) for count in known]
-            mask = fix_first(mask, dial.fixed)
+            known = [count + (own.fixed if target in reads else 0) for count in known]
+            mask = fix_first(mask, own.fixed)
             total, left = mask.known.shape[1], int(mask.wanted[:1].sum())
             seconds = time.perf_counter() - started
-            yield Progress(step, batch, dial.fixed, total - left, total, seconds, sound)
+            yield Progress(step, batch, own.fixed, total - left, total, seconds, sound)
         return batch
 
     def _uniforms(
@@ -61,7 +61,7 @@ class GridDecoder:
     ) -> dict[int, Tensor]:
         """For each step by index, uniforms (2, B, L): those for the order of positions, and for drawing.
 
-        ranks: those of a fixed order (`Dial`), which are then in place of the former.
+        ranks: those of a fixed order (`StepNumbers`), which are then in place of the former.
         """
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         indices = [step.index for step in steps]
@@ -84,15 +84,16 @@ class GridDecoder:
         return dict(self.branches.network.embed(stack_batches(branch_inputs(batch, step))))
 
     def _step(
-        self, batch: Batch, step: Step, known: list[int], dial: Dial, others: Embedded, uniforms: Tensor
-    ) -> tuple[Slot, Tensor]:
+        self, batch: Batch, step: Step, known: list[int], numbers: StepNumbers, others: Embedded,
+        uniforms: Tensor,
+    ) -> tuple[Slot, Tensor]:  # fmt: skip
         """One step: the target's slot, and (B,) bool, True where all logits were finite."""
         slot, shapes = batch.slots[step.target], self.branches.shapes(batch.device)
         asks_all = SCHEMES[step.scheme].rank is not None
-        size = shapes.num_asked(dial.asked, slot.known.shape[1], asks_all)
+        size = shapes.num_asked(numbers.asked, slot.known.shape[1], asks_all)
         if self.branches.plain:
             ask = partial(self._ask_plain, batch, step)
-            return self._fix(slot, step, size, ask, uniforms, dial.whole, dial.parts)
+            return self._fix(slot, step, size, ask, uniforms, numbers.counts, numbers.scales)
         own, count = slot.tensors(), 3 * len(others)
 
         def work(*tensors: Tensor) -> Sequence[Tensor]:
@@ -104,7 +105,7 @@ class GridDecoder:
             return made.values, made.known, made.wanted, sound
 
         embedded = [one for part in others.values() for one in part]
-        inputs = (*embedded, *own, uniforms, dial.whole, dial.parts)
+        inputs = (*embedded, *own, uniforms, numbers.counts, numbers.scales)
         if self.graphs is None or not shapes.is_fixed:
             made = work(*inputs)
         else:
@@ -122,21 +123,21 @@ class GridDecoder:
 
     def _fix(
         self, slot: Slot, step: Step, size: int, ask: Callable[[Tensor, Tensor | None, Tensor], Tensor],
-        uniforms: Tensor, whole: Tensor, parts: Tensor,
+        uniforms: Tensor, counts: Tensor, scales: Tensor,
     ) -> tuple[Slot, Tensor]:  # fmt: skip
         """Ask for positions, draw tokens, keep some: the target's slot, and (B,) bool `sound`.
 
-        size: positions that are asked for, at least `whole[0]`; those beyond it have no effect. ask: gives
-        the logits (B, size, V) of positions, of which some are asked, with weights of branches. whole, parts:
-        the numbers of the step, see `Dial`.
+        size: positions that are asked for, at least `counts[0]`; those beyond it have no effect. ask: gives
+        the logits (B, size, V) of positions, of which some are asked, with weights of branches. counts and
+        scales are those of `StepNumbers`.
         """
         scheme, asked = SCHEMES[step.scheme], None
         positions = scheme.order(slot.wanted, uniforms[ORDER])[:, :size]
         if self.branches.shapes(positions.device).is_fixed:
-            asked = (torch.arange(size, device=positions.device) < whole[0]).expand_as(positions)
+            asked = (torch.arange(size, device=positions.device) < counts[0]).expand_as(positions)
         else:
             positions = positions.sort(dim=1).values
-        logits, temperature = ask(positions, asked, parts[1:]), 0.0 if step.is_greedy else parts[0]
+        logits, temperature = ask(positions, asked, scales[1:]), 0.0 if step.is_greedy else scales[0]
         uniforms = uniforms[DRAW].gather(1, positions)
         chain = self.chain
         ids, confidence, raw_prob = draw(logits, uniforms, temperature, chain.top_k, chain.top_p)
@@ -147,7 +148,7 @@ class GridDecoder:
             if asked is not None:
                 confidence, raw_prob = (one.masked_fill(~asked, -1) for one in (confidence, raw_prob))
             ranked = scheme.rank(confidence, raw_prob)
-            best = (torch.arange(size, device=ranked.device) < whole[1]).expand_as(ranked)
+            best = (torch.arange(size, device=ranked.device) < counts[1]).expand_as(ranked)
             chosen = torch.zeros_like(best).scatter(1, ranked, best)
         return slot.fill(positions, ids, chosen), sound.all(dim=1)
 

@@ -79,22 +79,22 @@ def shapes_of(device: str) -> Shapes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dial:
+class StepNumbers:
     """The numbers of one step of an image target, on the host and on the device."""
 
     asked: int  # positions that the step asks for
     fixed: int  # tokens that it fixes
-    whole: Tensor  # (2,) int64: `asked` and `fixed`
-    parts: Tensor  # (1 + n,) float32: the temperature, and the weights of the branches
+    counts: Tensor  # (2,) int64: `asked` and `fixed`
+    scales: Tensor  # (1 + n,) float32: the temperature, and the weights of the branches
     ranks: Tensor | None  # (L,) float32: the place of each position where the scheme has a fixed order
 
 
-def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial]:
-    """The dials of all steps of image targets by index; tensors go to the device in few copies.
+def numbers_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, StepNumbers]:
+    """The numbers of all steps of image targets by index; tensors go to the device in few copies.
 
     masks: a batch on the host. ValueError: rows have different numbers of tokens to decode.
     """
-    left, counts = dict[str, int](), dict[int, tuple[int, int]]()
+    left, pairs = dict[str, int](), dict[int, tuple[int, int]]()
     steps = [step for step in chain.steps if masks.slots[step.target].kind is Kind.GRID]
     for step in steps:
         target = step.target
@@ -102,23 +102,23 @@ def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial
             left[target] = _num_wanted(target, masks)
         fixed = min(step.num_tokens, left[target])
         asked = left[target] if SCHEMES[step.scheme].rank else fixed
-        counts[step.index] = asked, fixed
+        pairs[step.index] = asked, fixed
         left[target] -= fixed
     wide = max((len(step.branches) for step in steps), default=0)
-    whole = torch.tensor([counts[step.index] for step in steps], dtype=torch.int64).view(-1, 2)
-    parts = torch.zeros(len(steps), 1 + wide)
+    counts = torch.tensor([pairs[step.index] for step in steps], dtype=torch.int64).view(-1, 2)
+    scales = torch.zeros(len(steps), 1 + wide)
     for row, step in enumerate(steps):
         numbers = [step.temperature, *(branch.weight for branch in step.branches)]
-        parts[row, : len(numbers)] = torch.tensor(numbers)
-    whole, parts = to_device(whole, device), to_device(parts, device)
+        scales[row, : len(numbers)] = torch.tensor(numbers)
+    counts, scales = to_device(counts, device), to_device(scales, device)
     ranks = {
         spec.target: to_device(torch.tensor(number(*spec.grid), dtype=torch.float32), device)
         for spec in chain.specs
         if spec.grid and (number := SCHEMES[spec.scheme].ranks)
     }
     return {
-        step.index: Dial(
-            *counts[step.index], whole[row], parts[row, : 1 + len(step.branches)], ranks.get(step.target)
+        step.index: StepNumbers(
+            *pairs[step.index], counts[row], scales[row, : 1 + len(step.branches)], ranks.get(step.target)
         )
         for row, step in enumerate(steps)
     }

@@ -86,7 +86,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """What is repeated in a network."""
+    """A transformer block: marks what `compile_blocks` compiles."""
 
 
 class Mlp(nn.Module):

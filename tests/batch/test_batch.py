@@ -15,7 +15,7 @@ from fourm.api.reading import read
 from fourm.batch.batches import Batch, plan
 from fourm.batch.local import run_share
 from fourm.batch.worker import Report, Worker
-from fourm.codecs.files import write_png
+from fourm.codecs.files import pack_png
 from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset
 from fourm.data.shards import FORMATS
@@ -156,7 +156,7 @@ def test_kept_parts_and_frames_of_pictures_have_the_bytes_of_files(model: ModelF
     for number in range(3):
         path = tmp_path / "data" / "rgb" / f"split{number % 2}" / f"x{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(np.full((40 + number, 60, 3), 40 * number, np.uint8), path)
+        path.write_bytes(pack_png(np.full((40 + number, 60, 3), 40 * number, np.uint8)))
     (tmp_path / "data" / "rgb" / "split0" / "bad.png").write_bytes(b"\x89PNG")
     chain = parse_chain("--cond rgb --targets tok_depth-tok_rgb --keep rgb:0.5 --steps 1-2", model)
     example = Example(model, chain, Source(data=str(tmp_path / "data")), restore=True)

@@ -20,7 +20,7 @@ from fourm.codecs.files import (
     read_json,
     read_picture,
     read_text,
-    write_ids,
+    pack_ids,
 )
 from fourm.errors import SampleError
 
@@ -41,14 +41,14 @@ def refusal(reader: Callable[[Path], Any], path: Path) -> None:
 
 def test_ids_are_one_int16_row_and_read_back(tmp_path: Path) -> None:
     ids = np.array([3, 0, 16383, 7])
-    write_ids(ids, tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes(pack_ids(ids))
     stored = np.load(tmp_path / "x.npy", allow_pickle=False)
     assert (stored.dtype, stored.shape) == (np.int16, (1, 4))
     assert read_ids(tmp_path / "x.npy", 4, 16384).tolist() == ids.tolist()
 
 
 def test_ids_beyond_int16_are_not_wrapped(tmp_path: Path) -> None:
-    write_ids(np.array([40000, 1]), tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes(pack_ids(np.array([40000, 1])))
     assert read_ids(tmp_path / "x.npy", 2, 50000).tolist() == [40000, 1]
 
 

@@ -18,7 +18,7 @@ from fourm.codecs.files import (
     read_size,
     write_array,
     write_crops,
-    write_png,
+    pack_png,
 )
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import cut, fit_square
@@ -261,13 +261,13 @@ def test_neither_settings_nor_picture_is_no_crop_and_settings_alone_are_refused(
 )
 def test_bad_crop_settings_are_named(tmp_path: Path, rows: Any, problem: str) -> None:
     write_array(np.asarray(rows), tmp_path / "bad.npy")
-    write_png(noise(8, 6, 3), tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(pack_png(noise(8, 6, 3)))
     with pytest.raises(SampleError, match=rf"bad\.npy.*{problem}"):
         read_crop(tmp_path / "bad.npy", tmp_path / "x.png")
 
 
 def test_damaged_crop_settings_are_named(tmp_path: Path) -> None:
-    write_png(noise(8, 6, 3), tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(pack_png(noise(8, 6, 3)))
     write_array(np.array([[0, 0, 4, 4, 0]]), tmp_path / "x.npy")
     for bytes_ in (b"", (tmp_path / "x.npy").read_bytes()[:-1], b"PK\x03\x04 not an array"):
         (tmp_path / "bad.npy").write_bytes(bytes_)
@@ -279,7 +279,7 @@ def test_damaged_crop_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_the_size_of_a_picture_is_that_of_its_stored_pixels(tmp_path: Path) -> None:
-    write_png(noise(8, 6, 3), tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(pack_png(noise(8, 6, 3)))
     write_array(np.zeros((5, 9), dtype=np.float32), tmp_path / "x.npy")
     assert read_size(tmp_path / "x.png") == (8, 6)
     assert read_size(tmp_path / "x.npy") == (5, 9)
@@ -294,7 +294,7 @@ def test_the_size_of_a_picture_is_that_of_its_stored_pixels(tmp_path: Path) -> N
 
 
 def test_a_crop_of_another_size_of_picture_is_refused(tmp_path: Path) -> None:
-    write_png(noise(8, 6, 3), tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(pack_png(noise(8, 6, 3)))
     with pytest.raises(
         SampleError, match=r"x\.png: 6 x 8 pixels, but the picture of this sample has 12 x 16"
     ):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourm.codecs.files import write_png
+from fourm.codecs.files import pack_png
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
         for folder in ("rgb", "depth"):
             (tmp_path / "data" / folder / "f").mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (40 + 9 * number, 70, 3), dtype=np.uint8)
-        write_png(pixels, tmp_path / f"data/rgb/f/s{number}.png")
+        (tmp_path / f"data/rgb/f/s{number}.png").write_bytes(pack_png(pixels))
         levels = rng.integers(0, 65536, pixels.shape[:2], dtype=np.uint16)
         Image.fromarray(levels).save(tmp_path / f"data/depth/f/s{number}.png")
     return tmp_path / "data"
@@ -210,7 +210,8 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     rng = np.random.default_rng(0)
     (tmp_path / "many/rgb/f").mkdir(parents=True)
     for index in range(300):
-        write_png(rng.integers(0, 256, (80, 70, 3), dtype=np.uint8), tmp_path / f"many/rgb/f/{index:03d}.png")
+        picture = rng.integers(0, 256, (80, 70, 3), dtype=np.uint8)
+        (tmp_path / f"many/rgb/f/{index:03d}.png").write_bytes(pack_png(picture))
     words = [tmp_path / "many", "--model", tiny, "--crops", 3, "--out", tmp_path / "out"]
     process = start(*words)
     made = tmp_path / "out/tok_rgb@64/f"

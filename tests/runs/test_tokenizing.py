@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from fourm.codecs.files import read_crops, read_size, write_array, write_png
+from fourm.codecs.files import read_crops, read_size, write_array, pack_png
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, cut
 from fourm.data.dataset import TOKENIZER
@@ -319,7 +319,7 @@ def test_names_are_cut_at_the_last_dot_and_an_extension_is_known_in_any_case(
 ) -> None:
     (tmp_path / "rgb/f").mkdir(parents=True)
     for name in ("a.b.png", "a.c.PNG", "ü ö.png", "v1.2.3.png"):
-        write_png(np.zeros((9, 9, 3), np.uint8), tmp_path / "rgb/f" / name)
+        (tmp_path / "rgb/f" / name).write_bytes(pack_png(np.zeros((9, 9, 3), np.uint8)))
     list(tokenize_dataset(request(tmp_path, find_model(tiny))))
     made = {path.name for path in (tmp_path / "tok_rgb@64/f").iterdir()}
     assert made == {"a.b.npy", "a.c.npy", "ü ö.npy", "v1.2.3.npy"}
@@ -353,7 +353,7 @@ def test_a_mask_reaches_only_a_tokenizer_that_takes_one(tiny: Path, dataset: Pat
         height, width = read_size(dataset / f"rgb/f/s{number}.png")
         mask = np.full((height, width), 255, np.uint8)
         mask[:, : width // 2] = 254  # not valid: only 255 is
-        write_png(mask, dataset / f"mask_valid/f/s{number}.png")
+        (dataset / f"mask_valid/f/s{number}.png").write_bytes(pack_png(mask))
     made = dict[str, dict[str, bytes]]()
     for name, files in (("plain", model), ("masked", other)):
         for with_mask in (True, False):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fourm.codecs.files import write_array, write_png
+from fourm.codecs.files import write_array, pack_png
 from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
@@ -25,7 +25,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         for folder in folders:
             path = tmp_path / "data" / folder / "f"
             path.mkdir(parents=True)
-            write_png(np.zeros((4, 4, 3), np.uint8), path / "x.png")
+            (path / "x.png").write_bytes(pack_png(np.zeros((4, 4, 3), np.uint8)))
         return tmp_path / "data"
 
     return made
@@ -118,7 +118,7 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
     root, model = make("rgb", "depth", "mask_valid"), find_model(tiny)
     for name in ("rgb/f/y.png", "depth/g/z.png", "rgb/f/.hidden.png"):
         (root / name).parent.mkdir(exist_ok=True)
-        write_png(np.zeros((4, 4, 3), np.uint8), root / name)
+        (root / name).write_bytes(pack_png(np.zeros((4, 4, 3), np.uint8)))
     (root / "crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), root / "crop_settings/f/x.npy")
     folders = find_raw_folders(root, model, ["rgb", "depth"])

@@ -52,18 +52,18 @@ class PatchedUNet(nn.Module):
         base, wide = shape.model_channels, 4 * shape.model_channels
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
         self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
-        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([TimedLayers([nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)])])
         skips, width, factor = [widths[0]], widths[0], 1
         for level, out in enumerate(widths):
             for _ in range(shape.num_res_blocks):
-                self.input_blocks.append(Block(_layers(shape, width, out, wide, factor)))
+                self.input_blocks.append(TimedLayers(_layers(shape, width, out, wide, factor)))
                 skips.append(width := out)
             if level < len(widths) - 1:
-                self.input_blocks.append(Block([downsample(width, "op")]))
+                self.input_blocks.append(TimedLayers([downsample(width, "op")]))
                 skips.append(width)
                 factor *= 2
         middle = [UNetResBlock(width, width, wide), AttentionBlock(width), UNetResBlock(width, width, wide)]
-        self.middle_block = Block(middle)
+        self.middle_block = TimedLayers(middle)
         self.output_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             for index in range(shape.num_res_blocks + 1):
@@ -72,7 +72,7 @@ class PatchedUNet(nn.Module):
                 if level and index == shape.num_res_blocks:
                     layers.append(upsample(width))
                     factor //= 2
-                self.output_blocks.append(Block(layers))
+                self.output_blocks.append(TimedLayers(layers))
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
 
     def condition(self, quant: Tensor, size: Size) -> Sequence[Tensor]:
@@ -110,14 +110,14 @@ class PatchedUNet(nn.Module):
 
     @property
     def _first(self) -> nn.Conv2d:
-        return cast("nn.Conv2d", cast("Block", self.input_blocks[0])[0])
+        return cast("nn.Conv2d", cast("TimedLayers", self.input_blocks[0])[0])
 
     def _residual_blocks(self) -> list["UNetResBlock"]:
         """In the order of their work."""
         return [module for module in self.modules() if isinstance(module, UNetResBlock)]
 
 
-class Block(nn.ModuleList):
+class TimedLayers(nn.ModuleList):
     """Layers in a row, some of which look at the time."""
 
     def forward(self, x: Tensor, shifts: Iterator[Tensor]) -> Tensor:
