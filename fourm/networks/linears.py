@@ -168,9 +168,9 @@ def packed_layer(layer: nn.Module, min_features: int = MIN_FEATURES) -> nn.Modul
     return PackedLinear(layer) if weight.device.type == "cpu" and weight.dtype == torch.float32 else layer
 
 
-def copied_weights(network: nn.Module, min_features: int = MIN_FEATURES) -> frozenset[str]:
-    """The names of weights that may be packed, those of layers of so many inputs, or will be int8."""
-    kinds = {nn.Linear: min_features, Int8Linear: 0}
+def copied_weights(network: nn.Module) -> frozenset[str]:
+    """The names of weights that may be packed, those of layers of `MIN_FEATURES` inputs, or will be int8."""
+    kinds = {nn.Linear: MIN_FEATURES, Int8Linear: 0}
     layers = ((name, one) for name, one in network.named_modules() if type(one) in kinds)
     return frozenset(f"{name}.weight" for name, one in layers if one.in_features >= kinds[type(one)])
 
