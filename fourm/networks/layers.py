@@ -74,6 +74,10 @@ class BlockConfig:
         """A LayerNorm over `width` numbers, by default `dim`."""
         return LayerNorm(width or self.dim, self.norm_bias, self.norm_eps)
 
+    def head_norm(self) -> nn.Module:
+        """What the queries, or the keys, of each head pass through."""
+        return self.norm(self.dim // self.num_heads) if self.qk_norm else nn.Identity()
+
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile the transformer blocks of a network with torch's compiler, when they are first used.
@@ -114,8 +118,7 @@ class SelfAttention(nn.Module):
         self.kernel: Kernel = sdpa
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
-        self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
-        self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = config.head_norm(), config.head_norm()
 
     def forward(
         self, x: Tensor, mask: Mask | Rows | None = None, causal: bool = False, past: Past | None = None,
@@ -145,8 +148,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(config.dim, config.dim, bias=config.qkv_bias)
         self.kv = nn.Linear(context_width or config.dim, 2 * config.dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
-        self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
-        self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = config.head_norm(), config.head_norm()
 
     def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
         """context (B, N, D), or (T, D) when packed -> keys and values, (B, H, N, d) each."""
