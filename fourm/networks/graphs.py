@@ -132,9 +132,11 @@ class Graphs:
             try:
                 # The first capture of a process makes tensors of torch's generator, which later ones change:
                 # made in inference mode, they could not be changed outside of it.
-                with torch.inference_mode(False), torch.cuda.graph(graph, pool=self._pool, **how):
-                    with torch.inference_mode(is_inference), torch.no_grad():
-                        outputs = work(*held)
+                with (
+                    torch.inference_mode(False), torch.cuda.graph(graph, pool=self._pool, **how),
+                    torch.inference_mode(is_inference), torch.no_grad(),
+                ):  # fmt: skip
+                    outputs = work(*held)
             except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
                 self._refused.add(key)
                 return False

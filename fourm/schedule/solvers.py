@@ -92,7 +92,7 @@ class SolverStep:
 
 
 def parse_solver(text: str) -> Solver | None:
-    """The solver that a name of SOLVERS, or NAME:SPACING, stands for; None for `ddim`. UsageError: neither."""
+    """The solver of a name of SOLVERS, or of NAME:SPACING; None for `ddim`. UsageError: it is neither."""
     name, colon, spacing = text.partition(":")
     check_choice("detokenizer_solver", name, (DDIM, *SOLVERS))
     if colon and name == DDIM:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.files import (
+    pack_ids,
     read_array,
     read_ids,
     read_json,
     read_picture,
     read_text,
-    pack_ids,
 )
 from fourm.errors import SampleError
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from fourm.codecs.colours import NUM_COCO_LABELS, label_colours, paint_features, turbo
 from fourm.codecs.files import (
+    pack_png,
     read_picture,
     write_array,
-    pack_png,
 )
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, fit_square, standardise_depth
@@ -321,5 +321,7 @@ def test_any_prompt_can_be_kept_in_a_png(tmp_path: Path, prompt: str) -> None:
 
 
 def test_a_prompt_of_stray_bytes_can_be_kept_in_a_png(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(pack_png(np.zeros((2, 2), dtype=np.uint8), {"prompt": "a \udcff circle"}))
+    (tmp_path / "x.png").write_bytes(
+        pack_png(np.zeros((2, 2), dtype=np.uint8), {"prompt": "a \udcff circle"})
+    )
     assert read_picture(tmp_path / "x.png").size == (2, 2)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.files import (
+    pack_png,
     read_crop,
     read_crop_rows,
     read_crops,
     read_size,
     write_array,
     write_crops,
-    pack_png,
 )
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import cut, fit_square

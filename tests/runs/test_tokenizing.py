@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from fourm.codecs.files import read_crops, read_size, write_array, pack_png
+from fourm.codecs.files import pack_png, read_crops, read_size, write_array
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, cut
 from fourm.data.dataset import TOKENIZER

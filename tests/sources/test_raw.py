@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fourm.codecs.files import write_array, pack_png
+from fourm.codecs.files import pack_png, write_array
 from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
