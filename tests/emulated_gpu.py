@@ -131,9 +131,7 @@ class Gpu(TorchFunctionMode):
         self.waits = Counter[str]()
         self.most_bytes: int | None = None  # a larger tensor raises an out-of-memory error
         self.largest = 0  # bytes of the largest tensor so far
-        self.own = (
-            local()
-        )  # of a thread: `graph`, which it captures while others use the device, and `stream`
+        self.own = local()  # of each thread: `graph`, which it captures, and `stream`
 
     @staticmethod
     def active() -> "Gpu":

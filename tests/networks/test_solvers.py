@@ -261,7 +261,5 @@ def test_schedules_of_few_timesteps_have_steps_of_every_spacing() -> None:
         for spacing in SPACINGS:
             (step,) = plan_of(Solver(True, 3, spacing), alphas, 1)
             assert step.predictor.predictions == pytest.approx((1.0,))
-        assert [step.timestep for step in plan_of(Solver(False, 3, "karras"), alphas, 2)] == [
-            len(alphas) - 1,
-            0,
-        ]
+        steps = plan_of(Solver(False, 3, "karras"), alphas, 2)
+        assert [step.timestep for step in steps] == [len(alphas) - 1, 0]

@@ -52,9 +52,8 @@ class PatchedUNet(nn.Module):
         base, wide = shape.model_channels, 4 * shape.model_channels
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
         self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
-        self.input_blocks = nn.ModuleList(
-            [TimedLayers([nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)])]
-        )
+        first = nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimedLayers([first])])
         skips, width, factor = [widths[0]], widths[0], 1
         for level, out in enumerate(widths):
             for _ in range(shape.num_res_blocks):
