@@ -4,7 +4,8 @@ At a level, x = alpha * clean + sigma * noise with alpha^2 + sigma^2 = 1; `ratio
 -ln(ratio). A step is a weighted sum of x and of the clean values that the network predicted in this step and
 those before. The weights depend on the levels alone and are float64. Where no signal is left (alpha = 0,
 lambda = -inf: the first timestep of a schedule with zero terminal SNR) the formulas are taken in the limit.
-The last level is free of noise. Tensors come from the caller: torch is not imported.
+The last level is free of noise. Tensors come from the caller: torch is not imported, and numpy, which takes
+0.1 s, only by functions that need it.
 
 Sources: DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), UniPC (Zhao et al. 2023, arXiv:2302.04867), spacings
 and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), levels of Karras et al. 2022 (arXiv:2206.00364).
@@ -180,7 +181,7 @@ def _combine_unipc(levels: Sequence[Level], order: int, is_corrector: bool = Fal
 
 def _unipc_weights(at: Sequence[float], h: float) -> list[float]:
     """Weights of the slopes towards predictions at these places; 0 for places at infinity."""
-    import numpy as np  # takes 0.1 s, which names of solvers do not need
+    import numpy as np
 
     if len(at) <= 1:
         return [0.5] * len(at)  # exact to the order that one slope can have (Zhao et al., section 3.3)
@@ -191,14 +192,6 @@ def _unipc_weights(at: Sequence[float], h: float) -> list[float]:
         moment = moment / h - 1 / math.factorial(k + 1)
     found = iter(np.linalg.solve(np.vander(places, increasing=True).T, moments).tolist())
     return [next(found) if math.isfinite(place) else 0.0 for place in at]
-
-
-def _even(first: float, last: float, count: int) -> list[float]:
-    """`count` numbers at equal distances; the first one alone, if it is 1."""
-    if count == 1:
-        return [first]
-    distance = (last - first) / (count - 1)
-    return [*(k * distance + first for k in range(count - 1)), last]
 
 
 def _at(timesteps: Sequence[int], ratios: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -216,17 +209,23 @@ def _leading(ratios: Sequence[float], count: int) -> tuple[list[int], list[float
 
 
 def _linspace(ratios: Sequence[float], count: int) -> tuple[list[int], list[float]]:
-    return _at([*map(round, _even(0, len(ratios) - 1, count + 1))][:0:-1], ratios)
+    import numpy as np
+
+    return _at(np.linspace(0, len(ratios) - 1, count + 1).round().astype(int)[:0:-1].tolist(), ratios)
 
 
 def _karras(ratios: Sequence[float], count: int) -> tuple[list[int], list[float]]:
+    import numpy as np
+
     first, last = (end ** (1 / _KARRAS_RHO) for end in _ends(ratios))
-    return _nearest([root**_KARRAS_RHO for root in _even(first, last, count)], ratios)
+    return _nearest((np.linspace(first, last, count) ** _KARRAS_RHO).tolist(), ratios)
 
 
 def _lu(ratios: Sequence[float], count: int) -> tuple[list[int], list[float]]:
+    import numpy as np
+
     first, last = map(math.log, _ends(ratios))
-    return _nearest([*map(math.exp, _even(first, last, count))], ratios)
+    return _nearest(np.exp(np.linspace(first, last, count)).tolist(), ratios)
 
 
 def _ends(ratios: Sequence[float]) -> tuple[float, float]:
