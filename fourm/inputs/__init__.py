@@ -11,7 +11,5 @@ PUBLIC = {
         sr_name""",
     "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
         check_attention check_kept_weights check_seed other_launcher parse_world""",
-    "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
-        check_attention check_kept_weights check_seed other_launcher parse_world""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)
