@@ -11,7 +11,7 @@ from fourm.data.shards import SHARD_SIZE, Shard
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind
-from fourm.output.markers import marker_path, read_marker, read_markers
+from fourm.output.markers import marker_path, read_done, read_markers, settings_digest
 from fourm.output.samples import RecordedSample, Run, samples_for
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
@@ -131,7 +131,8 @@ class _Made:
     kept: _Kept | None  # where the chain keeps parts of pictures
 
     def read(self, shard: Shard) -> Dataset:
-        marker = read_marker(marker_path(self.run.root, shard.name, self.run.file))
+        path = marker_path(self.run.root, shard.name, self.run.file)
+        marker = read_done(path, self.run.root, settings_digest(self.run.record))  # else results lack unseen
         samples = conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)
         if self.kept is None:
             return Dataset(tuple(samples))

@@ -274,14 +274,17 @@ def test_super_resolution_of_a_folder_of_shards(prompts: Example, tmp_path: Path
     assert [report.counts.saved for report in make(plan([beside], shards, "shards", 3))] == [4, 4]
     marker = read_marker(tmp_path / "out" / "done" / "00000.json")
     replace(marker, counts=replace(marker.counts, saved=5)).write(tmp_path / "out")  # one was made again
-    later = plan([beside], shards_of_run(run_of_shards, chain, fine), "shards", 3)
-    assert [shard.name for shard in later.todo()] == ["00000"]
+    more = shards_of_run(run_of_shards, chain, fine, io.BytesIO())
+    assert [shard.name for shard in plan([beside], more, "shards", 3).todo()] == ["00000"]
     marker.write(tmp_path / "out")
-    assert plan([beside], shards_of_run(run_of_shards, chain, fine), "shards", 3).todo() == []
+    assert plan([beside], shards, "shards", 3).todo() == []
     made = {name: data for name, data in written(tmp_path / "out").items() if "@128" in name}
     apart = written(tmp_path / "fine")
     assert made == {name: apart[name] for name in made}
     assert len(made) == 16
+    os.truncate(tmp_path / "out" / "tok_clip@64" / "00001.tar", 3)
+    with pytest.raises(UsageError, match="00001[.]tar has 3 bytes"):
+        shards.samples(shards.shards[1])
 
 
 def test_results_in_shards_are_read_and_repeated(prompts: Example, tmp_path: Path) -> None:
