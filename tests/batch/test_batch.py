@@ -283,7 +283,7 @@ def test_super_resolution_of_a_folder_of_shards(prompts: Example, tmp_path: Path
     assert made == {name: apart[name] for name in made}
     assert len(made) == 16
     os.truncate(tmp_path / "out" / "tok_clip@64" / "00001.tar", 3)
-    with pytest.raises(UsageError, match="00001[.]tar has 3 bytes"):
+    with pytest.raises(UsageError, match="tar has 3 bytes, not"):
         shards.samples(shards.shards[1])
 
 
