@@ -87,7 +87,7 @@ def make_shards(
         _check_free(request, 2)
         sharded.submit(request, engine, notes, report, dry_run)
     elif dry_run:
-        _check_free(request, world.size)
+        _check_free(request, world.joining)
         for text in notes:
             note(text)
         sharded.print_plan(requests, report)
@@ -133,7 +133,8 @@ def _make_in_folder(
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
 
-    launch = Launch(request.world.rank, request.world.size, now())
+    world = request.world
+    launch = Launch(world.rank, world.joining if always else world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         follow(begin, request, notes, report, share, always)
@@ -226,8 +227,13 @@ def resume_advice(request: "Request | TokenizeRequest") -> str:
         added += ["--out", str(request.out)]
     if is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = str(request.out)
+<<<<<<< HEAD
     at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
     with_input = " (with the same standard input)" if "-" in words else ""
+=======
+    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
+    with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""
+>>>>>>> c7de3ee (A task of an array of one goes on by itself; what stands behind -- reaches tasks; --data=- is standard input, too)
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 
 

@@ -65,7 +65,7 @@ class Sharded:
 
         if request.overwrite:
             raise UsageError("--overwrite: deletes what other tasks make; delete the folder first")
-        if "-" in request.command:
+        if {"-", "--data=-"} & {*request.command}:
             raise UsageError("--executor slurm: its tasks cannot read standard input; write it to a file")
         tasks = min(int(engine.workers or 1), max(len(self.shards.shards), 1))
         out = as_addresses(str(request.out))

@@ -67,7 +67,7 @@ class Batch:
         first, batch = self.requests[0], self.staged()
         for number, stage in enumerate(batch.stages()):
             overwrite, resume = first.overwrite and not number, first.resume or number > 0
-            batch.store.begin(stage.run.record, first.world.size, resume, overwrite, stage.run.file)
+            batch.store.begin(stage.run.record, first.world.joining, resume, overwrite, stage.run.file)
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
         """Every size-th shard from `rank` on, and what is to be made of them."""

@@ -21,13 +21,17 @@ def task_command(command: Sequence[str], out: str) -> list[str]:
     words, left = list[str](), iter(command[1:])
     for word in left:
         name, equals, _ = word.partition("=")
+        if word == "--":  # only arguments follow
+            break
         if name not in _DRIVER:
             words.append(word)
         elif _DRIVER[name] and not equals:
             next(left, None)
     if not any(re.match("--out(=|$)", word) for word in words):
         words += ["--out", out]
-    return [sys.executable, "-m", "fourm_cli", *words, "--shard", "array"]
+    arguments = [*left]
+    words += ["--shard", "array", *(["--", *arguments] if arguments else [])]
+    return [sys.executable, "-m", "fourm_cli", *words]
 
 
 def job_script(command: Sequence[str], tasks: int, sbatch: str = "") -> str:

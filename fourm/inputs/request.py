@@ -65,6 +65,11 @@ class World:
         if not 0 <= self.rank < self.size:
             raise UsageError(f"process {self.rank} of {self.size}: the number must lie in 0..{self.size - 1}")
 
+    @property
+    def joining(self) -> int:
+        """How many processes may join a folder of shards unasked: an array may have a single task."""
+        return max(self.size, 1 + self.is_told)
+
     def share(self, items: Sequence[T]) -> list[T]:
         """Every size-th item from rank on; the caller gives all processes the same sorted items."""
         return list(items[self.rank :: self.size])

@@ -149,6 +149,8 @@ def test_tasks_of_slurm_run_the_command_without_what_concerns_its_submission() -
     assert command[1:] == [
         "-m", "fourm_cli", "generate", "--data", "my p.txt", "--out", "out/001", "--shard", "array",
     ]  # fmt: skip
+    dashed = [*typed, "--", "-a circle", "--workers"]  # what stands behind -- are arguments
+    assert task_command(dashed, "out/001") == [*command, "--", "-a circle", "--workers"]
     script = job_script(command, 4, "--partition=a100 --gpus=1")
     assert {"#SBATCH --array=0-3", "#SBATCH --partition=a100", "#SBATCH --requeue"} < set(script.splitlines())
     assert script.endswith("generate --data 'my p.txt' --out out/001 --shard array\n")
