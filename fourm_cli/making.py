@@ -227,13 +227,8 @@ def resume_advice(request: "Request | TokenizeRequest") -> str:
         added += ["--out", str(request.out)]
     if is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = str(request.out)
-<<<<<<< HEAD
     at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
-    with_input = " (with the same standard input)" if "-" in words else ""
-=======
-    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
     with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""
->>>>>>> c7de3ee (A task of an array of one goes on by itself; what stands behind -- reaches tasks; --data=- is standard input, too)
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 
 
