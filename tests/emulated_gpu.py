@@ -87,7 +87,7 @@ class Graph:
     def replay(self) -> None:
         """Make all calls again."""
         Graph.replays += 1
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.inference_mode():  # a graph knows no modes
             for func, args, kwargs, out in self.calls:
                 new = func(*tree_map(real, args), **tree_map(real, kwargs))
                 new = list(new) if not isinstance(new, Tensor) else [new]

@@ -121,19 +121,19 @@ class Graphs:
         free, total = torch.cuda.mem_get_info(device)
         if free < LEAST_FREE * total:
             return False
-        graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Meanwhile, other threads may tokenize conditions or decode pictures on the same device.
         how = {"stream": self._stream, "capture_error_mode": "thread_local"}
         is_inference = torch.is_inference_mode_enabled()
-        with torch.cuda.device(device):
+        # What is made in inference mode cannot be changed outside of it: the inputs, and tensors of torch's
+        # generator, which the first capture of a process makes.
+        with torch.cuda.device(device), torch.inference_mode(False):
             before = torch.cuda.current_stream()
             try:
-                # The first capture of a process makes tensors of torch's generator, which later ones change:
-                # made in inference mode, they could not be changed outside of it.
+                graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
                 with (
-                    torch.inference_mode(False), torch.cuda.graph(graph, pool=self._pool, **how),
+                    torch.cuda.graph(graph, pool=self._pool, **how),
                     torch.inference_mode(is_inference), torch.no_grad(),
                 ):  # fmt: skip
                     outputs = work(*held)

@@ -371,6 +371,15 @@ def test_work_is_captured_by_a_thread_that_did_it_before(gpu: Gpu) -> None:
     assert [after - captures[0] for after in captures[1:]] == [0, 0, 1]
 
 
+def test_a_graph_serves_work_in_and_outside_of_inference_mode(gpu: Gpu) -> None:
+    graphs, before = Graphs(), Graph.replays
+    for number, is_inference in enumerate((True, True, False, True, False)):
+        with torch.inference_mode(is_inference):
+            (made,) = graphs.run("key", lambda x: [x + 1], torch.full((2,), number, device="cuda"))
+        assert made.tolist() == [number + 1] * 2
+    assert Graph.replays - before == 4
+
+
 def test_graphs_keep_no_inputs_alive(gpu: Gpu) -> None:
     graphs, found = Graphs(), list[ref[Tensor]]()
     for number in range(3):

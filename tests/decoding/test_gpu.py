@@ -1,17 +1,24 @@
 """What a GPU makes of the embedded model, against the CPU: tokens, values, every dtype, every batch size."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
-from fourm.networks.checkpoint import load_tokenizer
+from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.graphs import Graphs
+from fourm.networks.memory import release_memory
 from fourm.networks.precision import arithmetic
+from fourm.networks.state import Batch
 from fourm.networks.tokenizers.diffusion import DiVAE
+from fourm.schedule.chain import TargetSpec, make_chain
 
 Run = Callable[..., tuple[int, str, str]]
 DEVICE = "cuda"
@@ -102,3 +109,53 @@ def test_a_picture_by_diffusion_is_nearly_that_of_a_cpu(batch: int) -> None:
     *_, last = gpu.sample(tokens.to(DEVICE), lambda i: noise.normals(i, shape), 10)
     got = last.cpu()
     torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_capture_that_fails_disturbs_no_other_work() -> None:
+    """It asks for a value, which torch refuses in a capture, and which makes that invalid."""
+    graphs, x = Graphs(), torch.arange(1.0, 65.0, device=DEVICE).view(8, 8)
+    stream = torch.cuda.current_stream()
+    for _ in range(3):
+        (made,) = graphs.run("waits", lambda x: [x * float(x.sum())], x)
+        assert torch.equal(made.cpu(), x.cpu() * float(x.sum()))
+        assert torch.cuda.current_stream() == stream
+    release_memory()
+    for number in range(4):
+        (made,) = graphs.run("plain", lambda x: [x @ x + 1], x + number)
+        torch.testing.assert_close(made, (x + number) @ (x + number) + 1)
+
+
+def test_graphs_are_captured_in_every_mode_and_by_several_threads() -> None:
+    """In inference mode, as steps of images are, and outside of it, as diffusions are in another thread."""
+    graphs, x = Graphs(), torch.randn(8, 8, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
+
+    def call(key: str, is_inference: bool) -> list[Tensor]:
+        with torch.inference_mode(is_inference), torch.no_grad():
+            return [graphs.run(key, lambda x: [x @ x], x * n)[0] for n in range(1, 5)]
+
+    wanted = [(x * n) @ (x * n) for n in range(1, 5)]
+    made = call("image", True)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for future in [pool.submit(call, key, False) for key in ("picture", "image", "picture")]:
+            made += future.result()
+    assert graphs.count == 2
+    for number, one in enumerate(made):
+        torch.testing.assert_close(one, wanted[number % 4])
+
+
+def test_graphs_give_the_tokens_of_steps_that_are_not_captured() -> None:
+    files = find_model("demo")
+    network, graphs = load_model(files, DEVICE), Graphs()
+    specs = [
+        TargetSpec("tok_clip@64", 64, "roar", 8, guidance=2.0, grid=(8, 8)),
+        TargetSpec("tok_rgb@64", 64, "maskgit", 8, guidance=2.0, grid=(8, 8)),
+        TargetSpec("caption", 16, "autoregressive", guidance=2.0),
+    ]
+    chain, found = make_chain(specs, [], top_p=0.9), list[dict[str, Tensor]]()
+    for one in (None, graphs, graphs):
+        batch = with_targets(Batch(("a", "b", "c"), {}), chain, files.registry).to(DEVICE)
+        noise = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to(DEVICE)
+        *_, last = Engine(network, graphs=one).run(batch, chain, noise)
+        found.append({name: slot.values.cpu() for name, slot in last.batch.slots.items()})
+    assert graphs.count > 3
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
