@@ -202,7 +202,8 @@ def tokenize(
     """
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_model
-    from fourm.inputs.request import TokenizeRequest, parse_world
+    from fourm.inputs.request import TokenizeRequest
+    from fourm.inputs.world import parse_world
     from fourm.sources.raw import find_raw
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
@@ -288,7 +289,8 @@ def _requester(
 
     data: what the run reads.
     """
-    from fourm.inputs.request import Request, parse_world
+    from fourm.inputs.request import Request
+    from fourm.inputs.world import parse_world
 
     world = parse_world(machine.shard, os.environ)
     folder = _choose_folder(layout, out.folder if out else None, world.size, data)

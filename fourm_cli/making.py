@@ -280,7 +280,7 @@ def follow(
 
     share: what this process does of a job of several; it is said of a single process only if `always`.
     """
-    from fourm.inputs.request import other_launcher
+    from fourm.inputs.world import other_launcher
 
     world, rank, log_json = request.world, request.world.group_rank, report.log_json
     quiet_library(report.quiet or rank > 0)

@@ -11,7 +11,7 @@ from fourm_cli.console import counted, note, print_json, print_path, print_table
 
 if TYPE_CHECKING:
     from fourm.batch.batches import AnyRequest, Batch
-    from fourm.inputs.request import World
+    from fourm.inputs.world import World
     from fourm.results.events import Event
     from fourm.sources.shards import Shards
 

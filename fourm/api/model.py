@@ -24,7 +24,8 @@ from fourm.files.opening import output_path, path_text
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.hub.header import AUTO, FULL, Weights
-from fourm.inputs.request import Request, World, check_attention, check_kept_weights, check_seed
+from fourm.inputs.request import Request, check_attention, check_kept_weights, check_seed
+from fourm.inputs.world import World
 from fourm.networks.precision import check_compiler, choose_dtype
 from fourm.results.events import Event
 from fourm.runs.device import choose_device, resolve_dtype, resolve_weights

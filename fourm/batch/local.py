@@ -10,7 +10,7 @@ from fourm.batch.dispatch import Said
 from fourm.batch.pool import run_pool
 from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
-from fourm.inputs.request import World
+from fourm.inputs.world import World
 from fourm.results.events import Event, Failed, Finished, Started
 from fourm.runs.device import choose_device
 

@@ -9,7 +9,8 @@ PUBLIC = {
     "kept": "Kept check_mask_files",
     "origins": """check_kept_data find_sr_model names_made plan_sr read_origin read_replay read_sr_input
         sr_name""",
-    "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
-        check_attention check_kept_weights check_seed other_launcher parse_world""",
+    "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest
+        check_attention check_kept_weights check_seed""",
+    "world": "World other_launcher parse_world",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

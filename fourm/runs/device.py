@@ -5,7 +5,8 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.errors import UsageError
 from fourm.hub.header import AUTO, DTYPES, FULL, TokenizerPart, Weights
-from fourm.inputs.request import Request, TokenizeRequest, World
+from fourm.inputs.request import Request, TokenizeRequest
+from fourm.inputs.world import World
 from fourm.networks.memory import free_memory, total_memory
 from fourm.networks.precision import choose_dtype
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, advise_bfloat16, estimate, tokenizer_bytes

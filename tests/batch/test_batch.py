@@ -24,7 +24,8 @@ from fourm.files.opening import read_bytes
 from fourm.files.tars import read_tar
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.origins import read_replay
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.output.markers import marker_files, read_marker, read_markers
 from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import load_run, open_runs

@@ -20,7 +20,8 @@ from fourm.checks.verify import verify_folder
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.output.processes import PROCESSES
 from fourm.output.record import RUN, SAMPLES, SR_RUN
 from fourm.output.samples import keys_of, load_run, open_runs, samples_for

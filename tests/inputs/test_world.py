@@ -3,7 +3,7 @@
 import pytest
 
 from fourm.errors import UsageError
-from fourm.inputs.request import World, other_launcher, parse_world
+from fourm.inputs.world import World, other_launcher, parse_world
 
 
 def test_without_torchrun_one_process_has_all_samples() -> None:

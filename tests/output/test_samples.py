@@ -17,7 +17,8 @@ from fourm.data.layout import CROP_SETTINGS, Key, Place, Sample, number_keys, sa
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.origins import read_replay
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
 from fourm.output.record import RUN, SR_RUN

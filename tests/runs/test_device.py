@@ -14,7 +14,8 @@ import fourm
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.networks.memory import free_memory, total_memory
 from fourm.runs.device import advise_dtype, checked_batch_size, choose_device, fit_batch_size
 from fourm.schedule.cost import estimate

@@ -15,7 +15,8 @@ from fourm.codecs.images import _SIZES
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.output.processes import read_checksums
 from fourm.results.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.runs.pipeline import NOT_FINITE, run

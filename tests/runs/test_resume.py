@@ -14,7 +14,8 @@ from fourm.checks.verify import verify_folder
 from fourm.data.layout import Key, Place, Sample, samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.inputs.conditions import Work
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request
+from fourm.inputs.world import World
 from fourm.output import processes
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.results.events import Saved, Started
