@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fourm.batch.remote import Store
 from fourm.batch.stages import ShardedInput, Stage, prepare, prepare_sr
+from fourm.data.layout import check_apart
 from fourm.data.shards import FILES, FORMATS, SHARD_SIZE, Format, Shard
 from fourm.errors import UsageError, check_choice
 from fourm.files.copies import temporary_copies
 from fourm.files.opening import real
-from fourm.inputs.request import Request, TokenizeRequest
+from fourm.files.writing import refuse_inside
+from fourm.inputs.request import Request, TokenizeRequest, World
 from fourm.output.markers import Counts
 from fourm.output.shard_files import check_format
 from fourm.runs.tokens import count_crops
@@ -71,6 +73,7 @@ class Batch:
 
     def share(self, rank: int = 0, size: int = 1) -> Share:
         """Every size-th shard from `rank` on, and what is to be made of them."""
+        World(rank, size)  # refuses a number that no process has
         shards, batch, faults = self.shards.shards[rank::size], self.staged(), list[str]()
         found = list[Mapping[int, Counts]]()  # of each stage, by number of the shard
         for stage in batch.stages():
@@ -130,23 +133,18 @@ def plan(
     if first.overwrite and first.store:
         what = "is in an object store, where nothing is deleted; delete it yourself, or name another folder"
         raise UsageError(f"`overwrite=True`: {first.store} {what}")
-    for path in _read_by(shards) if first.overwrite else ():
+    for path in shards.places if first.overwrite else ():
         if real(path).is_relative_to(real(first.out)):
             raise UsageError(f"`out={first.out}`: `overwrite=True` would delete {path}, which this run reads")
+    for top in shards.tops:
+        refuse_inside(first.out, top)
+    if shards.input.kind == "folder":
+        check_apart(first.out, shards.listed)
     if isinstance(first, TokenizeRequest) and first.num_crops is None:  # as many as the first samples have
         with temporary_copies():
             samples = shards.samples(shards.shards[0]).samples
         requests = [replace(first, num_crops=count_crops(first, samples))]
     return Batch(tuple(requests), shards, form, size, retry_failed)  # type: ignore[arg-type]
-
-
-def _read_by(shards: Shards) -> Iterator[Path]:
-    """Some path of all that a run reads on this machine."""
-    if shards.root is not None:
-        yield shards.root
-    else:
-        yield from (Path(str(part)) for shard in shards.shards[:1] for part in shard.parts[1:2])
-    yield from {path.parent: path for sample in shards.listed for path in sample.files.values()}.values()
 
 
 def sum_stages(stages: Sequence[Counts]) -> Counts:

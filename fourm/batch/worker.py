@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from fourm.batch.batches import Batch, sum_stages
 from fourm.batch.stages import Stage, make_shard, samples_for_sr
-from fourm.data.dataset import Dataset
+from fourm.data.dataset import UNKNOWN, Dataset
+from fourm.data.layout import Key, Sample
 from fourm.data.shards import Shard
 from fourm.errors import UsageError
 from fourm.files.copies import temporary_copies
@@ -87,7 +88,7 @@ class Worker:
             marker = self._done(stage, shard, markers) if was_done else None
             if marker is None:
                 if read is None and (number == 0 or stage.keeps_parts):
-                    read = self.batch.shards.samples(shard)
+                    read = self._read(shard)
                 dataset = self._dataset(stage, markers, read)
                 was_done = False
                 for event in make_shard(stage, self._loaded[number], shard, dataset):
@@ -101,6 +102,15 @@ class Worker:
             else:
                 markers.append(marker)
         return was_done
+
+    def _read(self, shard: Shard) -> Dataset:
+        """The samples of a shard. One that cannot be read is one sample, of an unknown name, which fails."""
+        try:
+            return self.batch.shards.samples(shard)
+        except UsageError as error:
+            if self.stages[0].run.record.origin:  # nothing of such a sample would be made
+                raise
+            return Dataset((Sample(Key(shard.name, UNKNOWN), problem=str(error)),))
 
     def close(self) -> None:
         """Release the memory of the models; the next shard loads them again."""

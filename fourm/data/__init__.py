@@ -12,14 +12,14 @@ PUBLIC = {
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart escape_dots file_name
         fit_crop number_keys pad_crop parse_key path_of random_crop samples_of_prompts unescape_dots""",
-    "lines": "LineRange scan_lines",
+    "lines": "LineRange scan_lines split_rows",
     "parts": "Part list_part list_parts tops_in",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts
         read_file read_stream""",
-    "shards": """FILES FORMATS Format PARQUET Ranges SHARDS SHARD_SIZE Shard WEBDATASET shard_name
-        take_shards""",
+    "shards": """FILES FORMATS Format PARQUET Ranges SHARDS SHARD_SIZE Shard WEBDATASET check_number
+        shard_name take_shards""",
     "storage": """RemoteFolder check_address fetch_remote find_remote_containers is_remote local_file
         remote_container""",
 }

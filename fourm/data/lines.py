@@ -65,29 +65,45 @@ class Scan:
     has_marks: bool  # some text may have sentinels
 
 
-def scan_lines(path: Path, suffix: str, size: int) -> Scan:
-    """The ranges of `size` prompts of a .txt, .tsv, .csv or .jsonl file; UsageError if it holds none."""
+def scan_lines(path: Path, suffix: str, size: int, where: str = "") -> Scan:
+    """The ranges of `size` prompts of a .txt, .tsv, .csv or .jsonl file; UsageError if it holds none.
+
+    where: what messages call the file, if not by its path.
+    """
+    where = where or str(path)
     try:
         with open_file(path) as file:
             sha256, has_marks = _digest(file)
             file.seek(0)
             start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
             file.seek(start)
-            splits = suffix not in (*JSON_LINES, ".tsv")
-            is_csv = suffix == ".csv"
-            groups = _csv_groups(file, start, str(path)) if is_csv else _groups(file, start, splits)
+            groups = _all_groups(file, start, suffix, where)
             names = tuple[str, ...]()
             if suffix in TABLES and (first := next(groups, None)) is not None:
                 data = LineRange(1, *first[:, 0].tolist()).read(path)
-                names, groups = parse_header(data, str(path), suffix), chain([first[:, 1:]], groups)
+                names, groups = parse_header(data, where, suffix), chain([first[:, 1:]], groups)
             elif suffix in JSON_LINES:
-                names = _keys(path, start)
+                names = _keys(path, start, where)
             total, columns = _ranges(groups, size)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{where}: cannot be read ({error.strerror})") from error
     if not total:
-        raise UsageError(f"{path}: holds no prompt; one prompt per line is expected")
+        raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
     return Scan(total, columns, names, sha256, has_marks)
+
+
+def split_rows(data: bytes, suffix: str, where: str, line: int) -> Iterator[tuple[int, bytes]]:
+    """The number of the first line and the bytes of each row; line: the number of the first line of all."""
+    for rows in _all_groups(io.BytesIO(data), 0, suffix, where):
+        for begin, end, number in rows.T.tolist():
+            yield number + line - 1, data[begin:end]
+
+
+def _all_groups(file: BinaryIO, begin: int, suffix: str, where: str) -> Iterator["Rows"]:
+    """The rows of a file of any kind that are not blank, many at a time."""
+    if suffix == ".csv":
+        return _csv_groups(file, begin, where)
+    return _groups(file, begin, splits=suffix not in (*JSON_LINES, ".tsv"))
 
 
 def _digest(file: BinaryIO) -> tuple[str, bool]:
@@ -172,13 +188,13 @@ def _csv_rows(lines: Iterator[tuple[int, bytes]], begin: int, where: str) -> Ite
         raise UsageError(f"{where}: is not a .csv table from line {number} on ({error})") from error
 
 
-def _keys(path: Path, start: int) -> tuple[str, ...]:
+def _keys(path: Path, start: int, where: str) -> tuple[str, ...]:
     """The keys of the first object in a file of JSON lines."""
     with open_file(path) as file:
         file.seek(start)
         while line := _next_line(file):
             if line.lstrip().startswith(b"{"):
-                return parse_header(line, str(path), JSON_LINES[0])
+                return parse_header(line, where, JSON_LINES[0])
     return ()
 
 

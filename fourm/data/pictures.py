@@ -21,6 +21,8 @@ _PROMPT_ADVICE = "; if these are words, `prompt` takes them as such"
 _SHOWN = 6  # endings that a note names
 
 IsDataset = Callable[[str, Sequence[str]], bool]  # whether a folder is one: its path, the names in it
+# Some pictures in a folder: from where to where in its sorted names, and how many it has.
+PictureRange = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,14 @@ class PictureFolders:
     sha256: str  # of all names
     notes: tuple[str, ...]
 
-    def ranges(self, size: int) -> Iterator[list[tuple[str, int, int]]]:
+    def ranges(self, size: int) -> Iterator[list[PictureRange]]:
         """For `size` pictures at a time, the folders in which they are, and from where to where in each."""
-        taken, room = list[tuple[str, int, int]](), size
+        taken, room = list[PictureRange](), size
         for folder, count in self.counts.items():
             begin = 0
             while begin < count:
                 end = min(count, begin + room)
-                taken.append((folder, begin, end))
+                taken.append((folder, begin, end, count))
                 begin, room = end, room - (end - begin)
                 if not room:
                     yield taken
@@ -118,14 +120,34 @@ def count_pictures(root: Path, is_dataset: IsDataset) -> PictureFolders:
     return PictureFolders({folder: counts[folder] for folder in order}, whole.hexdigest(), passed.notes())
 
 
-def pictures_in(root: Path, ranges: Iterable[tuple[str, int, int]]) -> Pictures:
-    """The pictures in ranges of folders below a folder, as `PictureFolders.ranges` has them."""
+def pictures_in(root: Path, ranges: Iterable[PictureRange]) -> Pictures:
+    """The pictures in ranges of folders below a folder, as `PictureFolders.ranges` has them.
+
+    UsageError: a folder does not have as many pictures as it had.
+    """
     paths = list[Path]()
-    for folder, begin, end in ranges:
-        names = sorted(name for name in names_in(root / folder) if not name.startswith("."))
-        kept = (root / folder / name for name in names if name.lower().endswith(PICTURE_SUFFIXES))
-        paths += [path for path in kept if not path.is_dir()][begin:end]
+    for folder, begin, end, count in ranges:
+        names = _picture_names(root / folder)
+        if len(names) != count:
+            what = f"has {len(names):,} pictures, not {count:,} as when they were counted"
+            raise UsageError(f"{root / folder}: {what}; start again")
+        paths += [root / folder / name for name in names[begin:end]]
     return Pictures(tuple(paths), keys_below([root], paths), ())
+
+
+def _picture_names(folder: Path) -> list[str]:
+    """The pictures directly in a folder, sorted. A large one is listed without a look at each file."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [one for one in entries if one.name.lower().endswith(PICTURE_SUFFIXES)]
+            files = [one for one in seen if not (one.is_dir(follow_symlinks=False) or _is_link_to_folder(one))]
+            return sorted(one.name for one in files if not one.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and os.path.isdir(entry)  # which does not fail for a link to itself
 
 
 def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:

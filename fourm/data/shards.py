@@ -8,6 +8,7 @@ from typing import Literal, overload
 Format = Literal["files", "shards", "webdataset", "parquet"]
 FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")
 SHARD_SIZE = 1000  # samples of a shard, where nothing else is asked for
+MAX_SHARDS = 1_000_000  # of a run: all of a process are in a list, and each is looked up when it starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,13 @@ class Shard:
         both, is_one_kind = (self, other), self.parts[:1] == other.parts[:1]
         mine, theirs = ([part for part in one.parts if isinstance(part, int) and is_one_kind] for one in both)
         return mine == theirs and len({(one.name, one.first, one.count) for one in both}) == 1
+
+
+def check_number(samples: int, size: int) -> None:
+    """UsageError for more shards than a run has."""
+    if (count := -(-samples // size)) > MAX_SHARDS:
+        what = f"makes {count:,} shards of {samples:,} samples, and a run has at most {MAX_SHARDS:,}"
+        raise UsageError(f"`shard_size={size}`: {what}; larger ones are fewer")
 
 
 def shard_name(number: int) -> str:

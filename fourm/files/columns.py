@@ -160,6 +160,8 @@ def read_columns(path: Path) -> Columns:
             return _columns(path, *_state_of(path))
     except SampleError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read_cell(path: Path, name: str, limit: int) -> tuple[str, bytes]:

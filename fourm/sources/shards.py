@@ -17,13 +17,14 @@ from typing import BinaryIO, Protocol
 from fourm.data.containers import Container
 from fourm.data.dataset import UNKNOWN, Dataset, Input, find_folder
 from fourm.data.layout import Key, Sample, number_keys
-from fourm.data.lines import LineRange, scan_lines
+from fourm.data.lines import LineRange, scan_lines, split_rows
 from fourm.data.parts import Part, list_parts
 from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import OTHER_TEXTS, PartOfTable
-from fourm.data.shards import SHARD_SIZE, Ranges, Shard, shard_name, take_shards
+from fourm.data.shards import SHARD_SIZE, Ranges, Shard, check_number, shard_name, take_shards
 from fourm.data.storage import is_remote, local_file
 from fourm.errors import UsageError
+from fourm.files.opening import open_file
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Modality
 from fourm.schedule.keeps import Keep
@@ -59,7 +60,8 @@ class Shards:
     incomplete: tuple[str, ...] = ()  # a sentence for each sample that lacks a file, where that is known
     total: int | None = None  # samples of all shards; None: not known before they are read
     listed: Sequence[Sample] = ()  # all samples, of an input that had to be listed whole
-    root: Path | None = None  # the folder that is read, of a dataset in folders
+    places: tuple[Path, ...] = ()  # files that are read, or folders in which they lie
+    tops: tuple[Path, ...] = ()  # folders whose files, of any depth, are samples, so that none may be added
 
     def samples(self, shard: Shard) -> Dataset:
         """The samples of one shard."""
@@ -98,6 +100,8 @@ def list_shards(
     size: int = SHARD_SIZE,
 ) -> Shards:  # fmt: skip
     """The shards of an input; arguments as those of `read_samples`. size: samples of a shard, at most."""
+    if size < 1:
+        raise UsageError(f"`shard_size={size}`: a shard has one sample or more")
     source = checked_source(source, model)
     asked = Asked(source, tuple(conditions), model, frozenset(raw), tuple(keeps), tuple(later), size)
     return find_shards(asked, stdin)
@@ -126,7 +130,7 @@ def find_numbers(asked: Asked, stdin: BinaryIO) -> Shards | None:
         return None
     if asked.read or source.paths or source.files or source.num_samples is None:
         return _find_listed(asked, stdin)  # which says what is wrong
-    total = source.num_samples
+    check_number(total := source.num_samples, asked.size)
     return Shards(Ranges(total, asked.size, "numbers"), _Numbers(), Input("none"), total=total)
 
 
@@ -138,19 +142,43 @@ class _Lines:
     rows: tuple[Modality, ...]  # of the conditions
     column: str | None
     names: tuple[str, ...]  # of the table's columns
+    label: str  # what messages call the file
 
     def read(self, shard: Shard) -> Dataset:
-        _, file, begin, end, line = shard.parts
-        path, lines = local_file(str(file)), LineRange(shard.count or 0, int(begin), int(end), int(line))
-        part = PartOfTable(lines.line, self.names)
-        suffix, first = path.suffix.lower(), shard.first or 0
-        samples = parse_texts(lines.read(path), str(file), suffix, self.rows, self.column, first, part)
+        data, suffix, line = self._data(shard)
+        try:
+            samples = self._parse(data, suffix, shard.first or 0, line)
+        except UsageError:  # about some of the lines, each of which fails alone
+            samples = []
+            for number, row in split_rows(data, suffix, self.label, line):
+                samples += self._parse_row(row, suffix, (shard.first or 0) + len(samples), number)
         problems = problems_of(samples, self.rows, self.model)
         checked = [
             replace(sample, problem=problem) if problem else sample
             for sample, problem in zip(samples, problems, strict=True)
         ]
         return Dataset(tuple(checked[: shard.count]))
+
+    def check(self, shard: Shard) -> None:
+        """UsageError if some of the lines cannot be understood, or hold nothing for a condition."""
+        data, suffix, line = self._data(shard)
+        self._parse(data, suffix, shard.first or 0, line)
+
+    def _data(self, shard: Shard) -> tuple[bytes, str, int]:
+        """The lines, the ending of their file, and the number of the first one."""
+        _, file, begin, end, line = shard.parts
+        path, lines = local_file(str(file)), LineRange(shard.count or 0, int(begin), int(end), int(line))
+        return lines.read(path), path.suffix.lower() or default_suffix(self.rows), lines.line
+
+    def _parse(self, data: bytes, suffix: str, first: int, line: int) -> list[Sample]:
+        part = PartOfTable(line, self.names)
+        return parse_texts(data, self.label, suffix, self.rows, self.column, first, part)
+
+    def _parse_row(self, row: bytes, suffix: str, first: int, line: int) -> list[Sample]:
+        try:
+            return self._parse(row, suffix, first, line)
+        except UsageError as error:
+            return [Sample(number_keys(1, first)[0], problem=str(error))]
 
 
 def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
@@ -163,19 +191,23 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     check_text_keeps((*asked.keeps, *asked.later))
     rows = check_text_conditions(source, asked.read, model)
     path = _spool(stdin, default_suffix(rows)) if source.data == STREAM else text_file(source, model)
+    label = source.data if source.data and is_remote(source.data) else str(path)
+    label = "standard input" if source.data == STREAM else label
     suffix = path.suffix.lower() or default_suffix(rows)
     if not path.is_file() or suffix in OTHER_TEXTS:
         return None
-    scan = scan_lines(path, suffix, asked.size)
+    scan = scan_lines(path, suffix, asked.size, label)
     if scan.has_marks:  # they decide what is made, so all texts have to be known
-        return _find_listed(replace(asked, source=replace(source, data=str(path))), stdin)
+        with open_file(path) as file:  # standard input has been read
+            return _find_listed(asked, file)
     total = scan.total if source.num_samples is None else min(scan.total, source.num_samples)
-    file = source.data if source.data and is_remote(source.data) else str(path)
-    shards = Ranges(total, asked.size, "lines", file, scan.columns)
-    reader = _Lines(model, tuple(rows), source.column, scan.names)
-    reader.read(replace(shards[0], count=1))  # what is wrong with a column is said at once
+    check_number(total, asked.size)
+    where = str(path) if source.data == STREAM else label
+    shards = Ranges(total, asked.size, "lines", where, scan.columns)
+    reader = _Lines(model, tuple(rows), source.column, scan.names, label)
+    reader.check(shards[0])  # what is wrong with a column is said at once
     read = Input("texts", num_samples=source.num_samples, sha256=scan.sha256)
-    return Shards(shards, reader, read, total=total)
+    return Shards(shards, reader, read, total=total, places=(path,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +247,7 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
             shards.append(Shard(len(shards), one.name, parts=(kind, file, one.name)))
             continue
         parts, num_rows = ("rows", str(one.path), one.name), columns_of(one).num_rows
+        check_number(asked.size * len(shards) + num_rows, asked.size)
         for number, first in enumerate(range(0, num_rows, asked.size)):
             count, name = min(asked.size, num_rows - first), f"{one.name}/{shard_name(number)}"
             shards.append(Shard(len(shards), name, count=count, parts=(*parts, first)))
@@ -223,7 +256,8 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
         raise UsageError(f"{source.data}: holds no row")
     total = sum(shard.count or 0 for shard in shards) if is_counted else None
     read = reader.wanted.input(source, reader.labels())
-    return Shards(shards, _Containers(reader, source), read, (note,), total=total)
+    places = tuple({one.path.parent for one in source.containers})
+    return Shards(shards, _Containers(reader, source), read, (note,), total=total, places=places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +317,10 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
         return None  # all of it has to be listed, or what is wrong is said by whoever does
     read = asked.wanted.input(source, folders)
     notes = (*other.notes, *notes_of_lacking(root, next(iter(folders.values())), lacking))
-    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, notes, root=root)
+    tops = tuple(root / folder for folder in folders.values())
+    return Shards(
+        shards, _Parts(source, asked.wanted, root, folders), read, notes, places=tops, tops=tops
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +331,8 @@ class _Pictures:
 
     def read(self, shard: Shard) -> Dataset:
         asked, parts = self.asked, shard.parts[1:]
-        ranges = [(str(parts[i]), int(parts[i + 1]), int(parts[i + 2])) for i in range(0, len(parts), 3)]
+        fours = (parts[i : i + 4] for i in range(0, len(parts), 4))
+        ranges = [(str(folder), int(begin), int(end), int(count)) for folder, begin, end, count in fours]
         pictures = pictures_in(Path(asked.source.paths[0]), ranges)
         source, wanted = replace(asked.source, num_samples=None), asked.wanted
         nothing = io.BytesIO()
@@ -312,7 +350,7 @@ def find_picture_ranges(asked: Asked, stdin: BinaryIO) -> Shards | None:
     found = count_pictures(Path(source.paths[0]), partial(is_dataset, model=asked.model))
     first, shards = 0, list[Shard]()
     for number, ranges in enumerate(found.ranges(asked.size)):
-        count = sum(end - begin for _, begin, end in ranges)
+        count = sum(end - begin for _, begin, end, _ in ranges)
         parts = [part for one in ranges for part in one]
         shards.append(Shard(number, shard_name(number), first, count, ("pictures", *parts)))
         first += count
@@ -320,7 +358,8 @@ def find_picture_ranges(asked: Asked, stdin: BinaryIO) -> Shards | None:
     begun = reader.read(shards[0])  # what is wrong with conditions is said at once
     read = replace(begun.input, num_samples=source.num_samples, sha256=found.sha256)
     total = sum(shard.count or 0 for shard in shards)
-    return Shards(shards, reader, read, (*found.notes, *begun.notes), total=total)
+    places = (Path(source.paths[0]),)
+    return Shards(shards, reader, read, (*found.notes, *begun.notes), total=total, places=places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,9 +380,11 @@ def shards_of_samples(dataset: Dataset, size: int) -> Shards:
     if not samples:
         raise UsageError("there is no sample")
     ranges = Ranges(len(samples), size, "listed")
+    files = (path for one in samples for each in (one.files, *one.varied) for path in each.values())
     return Shards(
-        ranges, _Listed(samples), dataset.input, dataset.notes, dataset.incomplete, len(samples), samples
-    )
+        ranges, _Listed(samples), dataset.input, dataset.notes, dataset.incomplete, len(samples), samples,
+        tuple({path.parent for path in files}),
+    )  # fmt: skip
 
 
 def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:

@@ -356,3 +356,42 @@ def shown_by(view: View) -> tuple[Any, ...]:
         for frame in film.frames
     ]
     return view.key, view.prompt, view.problems, panels, films
+
+
+def test_a_shard_that_cannot_be_read_fails_alone(prompts: Example, tmp_path: Path) -> None:
+    batch, name = prompts.batch(tmp_path / "out", 2), "00001/*"
+    shards = [replace(one, parts=(*one.parts[:3], 10**6, 1)) if one.number == 1 else one for one in batch.shards.shards]
+    batch = replace(batch, shards=replace(batch.shards, shards=shards))
+    reports = make(batch)
+    assert [report.counts.failed for report in reports] == [0, 2, 0]
+    assert {(one.key, one.reason.partition(": ")[2]) for one in reports[1].failures} == {
+        (name, "has become shorter since its lines were counted")
+    }
+
+
+def test_overwriting_deletes_nothing_that_is_read(model: ModelFiles, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "rgb" / "a").mkdir(parents=True)
+    write_png(np.zeros((64, 64, 3), np.uint8), out / "rgb" / "a" / "0.png")
+    chain, nothing = parse_chain("--cond rgb --targets tok_clip --steps 1", model), io.BytesIO()
+    folder, pictures = Source(data=str(out)), Source(paths=(str(out / "rgb"),))
+    for source in (folder, replace(folder, num_samples=1), pictures):
+        shards = list_shards(source, chain.conditions, model, nothing, chain.raw)
+        with pytest.raises(UsageError, match="would delete .*which this run reads"):
+            plan([Request(model, chain, (), out, overwrite=True)], shards, "shards")
+        plan([Request(model, chain, (), tmp_path / "other", overwrite=True)], shards, "shards")
+        if source != pictures:
+            with pytest.raises(UsageError, match="results would be taken for samples"):
+                plan([Request(model, chain, (), out / "rgb" / "labels")], shards, "shards")
+
+
+def test_a_process_that_is_told_so_joins_also_where_it_is_the_only_one(prompts: Example, tmp_path: Path) -> None:
+    batch = prompts.batch(tmp_path / "out", 5)
+    make(batch, [])
+    with pytest.raises(UsageError, match="is not empty"):
+        batch.open_folder()
+    one = replace(batch.requests[0], world=World(is_told=True))
+    replace(batch, requests=(one, *batch.requests[1:])).open_folder()
+    for rank, size in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(UsageError):
+            batch.share(rank, size)

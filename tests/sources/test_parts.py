@@ -187,6 +187,10 @@ def test_a_folder_of_pictures_is_ranges_of_its_sorted_listing(model: ModelFiles,
                 assert [len(samples) for samples in found] == [shard.count for shard in shards.shards]
                 assert (shards.notes, shards.total) == (whole.notes, len(whole.samples))
                 assert shards.input.kind == "pictures"
+    shards = list_shards(Source(paths=(str(root),)), ["rgb@64"], model, NOTHING, size=2)
+    (root / "more.png").touch()
+    with pytest.raises(UsageError, match="has 4 pictures, not 3 as when they were counted"):
+        shards.samples(shards.shards[1])
     os.rename(root / "0.PNG", root / "1.jpg")
     with pytest.raises(UsageError, match=r"both would be sample '1'"):
         list_shards(Source(paths=(str(root),)), ["rgb@64"], model, NOTHING)

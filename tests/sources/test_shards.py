@@ -117,6 +117,9 @@ def test_nothing_as_input_is_ranges_of_numbers(model: ModelFiles) -> None:
     assert len({shard.name for shard in shards.shards[7:9]}) == 2
     with pytest.raises(UsageError, match="num_samples"):
         list_shards(Source(data="empty"), [], model, NOTHING)
+    for size, said in ((0, "one sample or more"), (1, "makes 2,500,001 shards")):
+        with pytest.raises(UsageError, match=said):
+            list_shards(source, [], model, NOTHING, size=size)
 
 
 def test_a_prompt_that_cannot_be_read_is_the_failure_of_its_sample(model: ModelFiles, tmp_path: Path) -> None:
@@ -145,8 +148,15 @@ def test_messages_name_the_line_of_the_file(
     good = first if name == "p.jsonl" else "a red circle"
     data = "\n".join([first, good, good, row]).encode(errors="surrogateescape")
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UsageError, match=problem):
-        read(list_shards(Source(data=str(tmp_path / name)), ["caption"], model, NOTHING, size=1))
+    source = Source(data=str(tmp_path / name))
+    try:  # a line fails alone
+        problems = [one.problem for one in read(list_shards(source, ["caption"], model, NOTHING, size=2))]
+    except UsageError as error:  # where quotation marks are odd, nobody knows what the rows are
+        problems = [str(error)]
+    assert problem in problems[-1]
+    assert not any(problems[:-1])
+    with pytest.raises(UsageError, match=problem):  # what is wrong in the first shard is said at once
+        list_shards(source, ["caption"], model, NOTHING, size=4)
 
 
 def test_a_line_beyond_any_memory_is_refused(
