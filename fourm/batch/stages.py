@@ -16,6 +16,7 @@ from fourm.hub.header import AUTO
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request, TokenizeRequest
 from fourm.networks.precision import arithmetic
+from fourm.output.joining import check_joined
 from fourm.output.markers import Counts, Marker, settings_digest
 from fourm.output.record import RunRecord
 from fourm.output.samples import Run
@@ -111,6 +112,7 @@ def make_shard(stage: Stage, loaded: LoadedModel, shard: Shard, dataset: Dataset
         with as_fourm_errors(job.device, job.dtype, run.root):
             with closing(results(job, loaded, dataset, sink)) as events:
                 yield from events
+            check_joined(run)
             counts = Counts(
                 len(dataset.samples), len(sink.saved), len(sink.failures), len(dataset.incomplete)
             )

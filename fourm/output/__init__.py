@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "joining": "Joining check_free check_names check_output open_shards withdraw_output",
+    "joining": "Joining check_free check_joined check_names check_output open_shards withdraw_output",
     "markers": """Counts Marker ShardFailure find_done marker_files marker_path read_done read_marker
         read_markers settings_digest""",
     "members": "Member ShardMembers",

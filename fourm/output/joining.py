@@ -30,10 +30,11 @@ from fourm.files.writing import (
     process_name,
     remove_leftovers,
     server_clock,
+    vanished,
     write_text,
 )
 from fourm.output import processes
-from fourm.output.markers import remove_shards
+from fourm.output.markers import remove_shards, settings_digest
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
 from fourm.output.record import DONE, FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
@@ -219,6 +220,14 @@ def open_shards(
             return run
     finally:
         remove_leftovers(out)
+
+
+def check_joined(run: Run) -> None:
+    """FourMError if the folder is gone, or another run has taken it since this process joined its own."""
+    with suppress(UsageError):
+        if settings_digest(load_run(run.root, run.file).record) == settings_digest(run.record):
+            return
+    raise vanished(run.root)
 
 
 def withdraw_output(process: Process, record: str) -> bool:

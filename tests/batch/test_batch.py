@@ -19,7 +19,7 @@ from fourm.codecs.files import pack_png
 from fourm.data.containers import is_there
 from fourm.data.dataset import Dataset
 from fourm.data.shards import FORMATS
-from fourm.errors import UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.files.opening import read_bytes
 from fourm.files.tars import read_tar
 from fourm.hub.files import ModelFiles, find_model, find_sr
@@ -395,3 +395,13 @@ def test_a_process_that_is_told_so_joins_also_where_it_is_the_only_one(prompts: 
     for rank, size in ((3, 3), (-1, 3), (0, 0)):
         with pytest.raises(UsageError):
             batch.share(rank, size)
+
+
+def test_a_process_whose_run_was_replaced_writes_no_shard(prompts: Example, tmp_path: Path) -> None:
+    batch = prompts.batch(tmp_path / "out", 2)
+    batch.open_folder()
+    worker = Worker(batch)
+    prompts.batch(batch.out, 2, seed=1, overwrite=True).open_folder()
+    with pytest.raises(FourMError, match="was deleted or renamed while this process wrote into it"):
+        worker.make(batch.shards.shards[0])
+    assert os.listdir(batch.out) == [RUN]
