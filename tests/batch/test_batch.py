@@ -404,4 +404,5 @@ def test_a_process_whose_run_was_replaced_writes_no_shard(prompts: Example, tmp_
     prompts.batch(batch.out, 2, seed=1, overwrite=True).open_folder()
     with pytest.raises(FourMError, match="was deleted or renamed while this process wrote into it"):
         worker.make(batch.shards.shards[0])
+    worker.close()
     assert os.listdir(batch.out) == [RUN]
