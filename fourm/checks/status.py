@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fourm.checks.verify_shards import missing_shards
-from fourm.errors import UsageError
-from fourm.output.markers import Marker, marker_files, read_done, settings_digest
+from fourm.errors import UsageError, printable
+from fourm.output.markers import Marker, marker_files, marker_path, read_done, settings_digest
 from fourm.output.processes import read_checksums, read_failures
 from fourm.output.samples import Run, open_runs
 
@@ -76,7 +76,10 @@ def _of_shards(run: Run) -> Status:
     sums, settings, total = _Sums(), settings_digest(run.record), run.record.shards or 0
     for path in marker_files(run.root, run.file):
         try:
-            sums.add(read_done(path, run.root, settings), os.stat(path).st_mtime)
+            marker = read_done(path, run.root, settings)
+            if marker_path(run.root, marker.shard.name, run.file) != path:
+                raise UsageError(printable(f"{path}: is the marker of shard {marker.shard.name}"))
+            sums.add(marker, os.stat(path).st_mtime)
         except (UsageError, OSError) as error:
             sums.damaged.append(str(error))
     missing, done = missing_shards(sums.numbers, total), len(sums.numbers)

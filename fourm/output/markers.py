@@ -146,7 +146,7 @@ def read_done(
     if shard is not None and not marker.shard.has_range_of(shard):
         raise UsageError(f"{printable(str(path))}: is of other samples than the input has there now")
     if fault := _fault_of(marker, settings, size_of or partial(_size_of, root)):
-        raise UsageError(f"{printable(str(path))}: {fault}")
+        raise UsageError(printable(f"{path}: {fault}"))
     return marker
 
 

@@ -5,6 +5,7 @@ of one. Samples have the same names as those that `read_samples` finds in the wh
 """
 
 import atexit
+import hashlib
 import io
 import os
 import tempfile
@@ -255,7 +256,7 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
     if not shards:
         raise UsageError(f"{source.data}: holds no row")
     total = sum(shard.count or 0 for shard in shards) if is_counted else None
-    read = reader.wanted.input(source, reader.labels())
+    read = _with_names(reader.wanted.input(source, reader.labels()), shards)
     places = tuple({one.path.parent for one in source.containers})
     return Shards(shards, _Containers(reader, source), read, (note,), total=total, places=places)
 
@@ -315,7 +316,7 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
     lacking = find_lacking(root, [*folders.values()], there)
     if not shards or hold_whole_keys(root, lacking):
         return None  # all of it has to be listed, or what is wrong is said by whoever does
-    read = asked.wanted.input(source, folders)
+    read = _with_names(asked.wanted.input(source, folders), shards)
     notes = (*other.notes, *notes_of_lacking(root, next(iter(folders.values())), lacking))
     tops = tuple(root / folder for folder in folders.values())
     return Shards(
@@ -385,6 +386,12 @@ def shards_of_samples(dataset: Dataset, size: int) -> Shards:
         ranges, _Listed(samples), dataset.input, dataset.notes, dataset.incomplete, len(samples), samples,
         tuple({path.parent for path in files}),
     )  # fmt: skip
+
+
+def _with_names(read: Input, shards: Sequence[Shard]) -> Input:
+    """What is recorded of an input whose shards have names of their own: others are another input."""
+    names = "\0".join(shard.name for shard in shards)
+    return replace(read, sha256=hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest())
 
 
 def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:
