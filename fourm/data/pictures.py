@@ -140,14 +140,14 @@ def _picture_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             seen = [one for one in entries if one.name.lower().endswith(PICTURE_SUFFIXES)]
-            files = [one for one in seen if not (one.is_dir(follow_symlinks=False) or _is_link_to_folder(one))]
-            return sorted(one.name for one in files if not one.name.startswith("."))
+            return sorted(one.name for one in seen if not (one.name.startswith(".") or _is_folder(one)))
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
-def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and os.path.isdir(entry)  # which does not fail for a link to itself
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # `isdir` does not fail for a link to itself.
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
 def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:

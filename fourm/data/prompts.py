@@ -27,6 +27,7 @@ class PartOfTable:
 
     line: int  # number of the first one, from 1
     names: tuple[str, ...]  # of the table's columns
+    is_first: bool = False  # they are the first ones that are not blank
 
 
 def read_file(path: Path) -> bytes:
@@ -65,7 +66,9 @@ def parse_prompts(
         raise UsageError(f"{where}: `column` is for .tsv, .csv and .jsonl; this file is read line by line")
     else:
         prompts = text.replace("\r", "\n").split("\n")
-        first_lines = enumerate(prompts if part is None or part.line == 1 else (), start=1)
+        first_lines = enumerate(
+            prompts if part is None or part.is_first else (), start=1 if part is None else part.line
+        )
         number, first = next(((i, line) for i, line in first_lines if line.strip()), (0, ""))
         with suppress(ValueError, RecursionError):
             record = json.loads(first)
@@ -102,7 +105,7 @@ def parse_columns(
 
 def parse_header(data: bytes, where: str, suffix: str) -> tuple[str, ...]:
     """The names of a table's columns, from its first row (of JSON lines: the first object)."""
-    return tuple(_rows(_text(data, where), where, suffix)[0])
+    return tuple(_rows(_text(data, where, PartOfTable(1, ())), where, suffix)[0])
 
 
 def missing_file(path: Path) -> UsageError:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from fourm.errors import UsageError
+
 # What results are put in: a file for each, or shards, which are tars or tables.
 Format = Literal["files", "shards", "webdataset", "parquet"]
 FILES, SHARDS, WEBDATASET, PARQUET = FORMATS = ("files", "shards", "webdataset", "parquet")

@@ -178,7 +178,8 @@ def _fetch(address: str, path: Path, size: int | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(path.parent).free):
         advice = "TMPDIR names a folder with more space"
-        raise MissingError(f"{address}: has {size:,} bytes, of which {free:,} fit into {path.parent}; {advice}")
+        what = f"has {size:,} bytes, of which {free:,} fit into {path.parent}"
+        raise MissingError(f"{address}: {what}; {advice}")
     part = path.with_name(f"{path.name}.part")
     _ask(address, lambda fs, place: fs.get_file(place, str(part)))
     if part.stat().st_size != size:

@@ -172,7 +172,7 @@ class _Lines:
         return lines.read(path), path.suffix.lower() or default_suffix(self.rows), lines.line
 
     def _parse(self, data: bytes, suffix: str, first: int, line: int) -> list[Sample]:
-        part = PartOfTable(line, self.names)
+        part = PartOfTable(line, self.names, is_first=first == 0)
         return parse_texts(data, self.label, suffix, self.rows, self.column, first, part)
 
     def _parse_row(self, row: bytes, suffix: str, first: int, line: int) -> list[Sample]:

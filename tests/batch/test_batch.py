@@ -360,7 +360,10 @@ def shown_by(view: View) -> tuple[Any, ...]:
 
 def test_a_shard_that_cannot_be_read_fails_alone(prompts: Example, tmp_path: Path) -> None:
     batch, name = prompts.batch(tmp_path / "out", 2), "00001/*"
-    shards = [replace(one, parts=(*one.parts[:3], 10**6, 1)) if one.number == 1 else one for one in batch.shards.shards]
+    shards = [
+        replace(one, parts=(*one.parts[:3], 10**6, 1)) if one.number == 1 else one
+        for one in batch.shards.shards
+    ]
     batch = replace(batch, shards=replace(batch.shards, shards=shards))
     reports = make(batch)
     assert [report.counts.failed for report in reports] == [0, 2, 0]
@@ -377,7 +380,7 @@ def test_overwriting_deletes_nothing_that_is_read(model: ModelFiles, tmp_path: P
     folder, pictures = Source(data=str(out)), Source(paths=(str(out / "rgb"),))
     for source in (folder, replace(folder, num_samples=1), pictures):
         shards = list_shards(source, chain.conditions, model, nothing, chain.raw)
-        with pytest.raises(UsageError, match="would delete .*which this run reads"):
+        with pytest.raises(UsageError, match=r"would delete .*which this run reads"):
             plan([Request(model, chain, (), out, overwrite=True)], shards, "shards")
         plan([Request(model, chain, (), tmp_path / "other", overwrite=True)], shards, "shards")
         if source != pictures:
@@ -385,7 +388,9 @@ def test_overwriting_deletes_nothing_that_is_read(model: ModelFiles, tmp_path: P
                 plan([Request(model, chain, (), out / "rgb" / "labels")], shards, "shards")
 
 
-def test_a_process_that_is_told_so_joins_also_where_it_is_the_only_one(prompts: Example, tmp_path: Path) -> None:
+def test_a_process_that_is_told_so_joins_also_where_it_is_the_only_one(
+    prompts: Example, tmp_path: Path
+) -> None:
     batch = prompts.batch(tmp_path / "out", 5)
     make(batch, [])
     with pytest.raises(UsageError, match="is not empty"):
