@@ -31,6 +31,7 @@ MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # in messages of the loader when memory is short
 _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswith("_domains")}
+_signals = list[int]()  # that this process was sent
 
 app = typer.Typer(
     name="fourm",
@@ -71,6 +72,7 @@ def main() -> None:
     words = sys.argv[1:]
     is_debug = "--debug" in words
     prepare_streams()
+    _signals.clear()
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     code = 0
@@ -81,21 +83,18 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRun as interrupt:
-        named = next((word for word in words if not word.startswith("-")), "")
-        told = getattr(interrupt, "__notes__", [])
-        is_told = any(text.startswith("to go on") for text in told)
-        if named in CONTINUED and not is_told and not MAKES_NOTHING & set(words):
-            told = [*(told or ["what was finished is kept"]), "the same command goes on"]
-        print(f"fourm: {one_line('; '.join(['interrupted', *told]))}", file=sys.stderr)
-        code = 128 + int(interrupt.args[0])
-    except (FourMError, OSError) as error:
+        code = explain_signal(int(interrupt.args[0]), words, getattr(interrupt, "__notes__", []))
+    except Exception as error:
         if is_debug:
             raise
-        code = explain(error)
-    except Exception as error:
-        if is_debug or not hasattr(error, "format_message"):  # as all that Typer raises has
+        if _signals:  # that came while a library was in C code, and became an error of it
+            code = explain_signal(_signals[0], words, [])
+        elif isinstance(error, FourMError | OSError):
+            code = explain(error)
+        elif not hasattr(error, "format_message"):  # as all that Typer raises has
             raise
-        code = explain(reword(error))
+        else:
+            code = explain(reword(error))
     finally:
         if not is_debug:
             sys.excepthook = _explain_defect  # here, for Typer sets one of its own
@@ -121,6 +120,16 @@ def explain(error: FourMError | OSError) -> int:
     return error.exit_code
 
 
+def explain_signal(number: int, words: Sequence[str], told: Sequence[str]) -> int:
+    """Print that a signal has ended a command, and what is told of how to go on; the exit code."""
+    named = next((word for word in words if not word.startswith("-")), "")
+    is_told = any(text.startswith("to go on") for text in told)
+    if named in CONTINUED and not is_told and not MAKES_NOTHING & set(words):
+        told = [*(told or ["what was finished is kept"]), "the same command goes on"]
+    print(f"fourm: {one_line('; '.join(['interrupted', *told]))}", file=sys.stderr)
+    return 128 + number
+
+
 def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     is_load = isinstance(error, ImportError) and any(text in str(error) for text in NO_ROOM)
     if is_load or isinstance(error, MemoryError):
@@ -132,6 +141,7 @@ def _explain_defect(kind: type[BaseException], error: BaseException, trace: Trac
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:  # a second one ends the process at once; files are complete at any moment
         signal.signal(each, lambda number, frame: os._exit(128 + number))
+    _signals.append(number)
     raise InterruptedRun(number)
 
 

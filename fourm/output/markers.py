@@ -6,6 +6,7 @@ What has a marker is whole: markers say how far a run is, and what is still to b
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fourm.data.shards import Shard
+from fourm.data.shards import PARQUET, Shard
 from fourm.errors import UsageError, printable
 from fourm.files.opening import open_own, real
 from fourm.files.writing import write_text
@@ -67,6 +68,12 @@ class Marker:
     def within(self) -> str:
         """The folder of keys that each of its tars stands for; "" where names of members are whole keys."""
         return self.shard.name if self.keys == NAME else ""
+
+    @property
+    def own_files(self) -> set[str]:
+        """Its files that have the name of the shard, as all have that this program writes."""
+        ends = tuple(f"/{self.shard.name}{ending}" for ending in (".tar", f".{PARQUET}"))
+        return {name for name in self.files if f"/{name}".endswith(ends)}
 
     def write(self, root: Path, record: str = RUN) -> None:
         """Write it; the shard is whole from now on."""
@@ -164,16 +171,18 @@ def _fault_of(marker: Marker, settings: str, size_of: SizeOf) -> str:
 
 def _size_of(root: Path, name: str) -> int | None:
     try:
-        return os.lstat(root / name).st_size
+        told = os.lstat(root / name)
     except OSError:
         return None
+    return told.st_size if stat.S_ISREG(told.st_mode) else None
 
 
 def withdraw_marker(root: Path, name: str, record: str = RUN) -> set[str]:
     """Delete the marker of a shard, if there is one; the files that it names stay, and are returned."""
     path, files = marker_path(root, name, record), set[str]()
     with suppress(UsageError):  # there is none, or it is damaged
-        files.update(read_marker(path).files)
+        if (marker := read_marker(path)).shard.name == name:  # else it is a copy of another one
+            files |= marker.own_files
     path.unlink(missing_ok=True)
     return files
 
@@ -193,7 +202,7 @@ def remove_shards(root: Path, record: str = RUN) -> None:
     folders = set[Path]()
     for path in marker_files(root, record):
         with suppress(UsageError):
-            folders |= remove_files(root, read_marker(path).files)
+            folders |= remove_files(root, read_marker(path).own_files)
         path.unlink(missing_ok=True)
         folders.add(path.parent)
     for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -192,3 +193,17 @@ def test_only_what_markers_name_is_deleted(out: Path, tmp_path: Path) -> None:
     assert [path.name for path in elsewhere.iterdir()] == ["00042.tar"]  # a link led there
     with pytest.raises(UsageError, match="is no marker"):
         read_marker(out / "done" / "note.txt")
+
+
+def test_a_marker_that_was_copied_or_edited_costs_no_other_file(out: Path) -> None:
+    shards = [Shard(number, f"{number:05d}", number * 2, 2) for number in range(2)]
+    for shard in shards:
+        write(out, SHARDS, members([Key(shard.name, "a")]), shard)
+    shutil.copy(out / "done" / "00000.json", out / "done" / "00001.json")
+    write(out, SHARDS, members([Key("00001", "a")]), shards[1])
+    assert len(find_done(out, shards, "settings")[0]) == 2
+    (out / "mine.txt").write_text("mine")
+    marker = read_marker(out / "done" / "00001.json")
+    replace(marker, files={**marker.files, "mine.txt": ("0" * 64, 4)}).write(out)
+    remove_shards(out)
+    assert sorted(snapshot(out)) == ["mine.txt"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def read(model: ModelFiles, data: Path | str, conditions: str = "rgb", **more: A
     assert _sorted(sample for one in found for sample in one.samples) == _sorted(whole.samples)
     assert sorted(text for one in found for text in one.incomplete) == sorted(whole.incomplete)
     assert shards.notes[0] == whole.notes[0]
-    assert shards.input == whole.input
+    assert replace(shards.input, sha256="") == whole.input  # and the names of shards
     return whole
 
 

@@ -6,6 +6,7 @@ import pickle
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def check(root: Path, model: ModelFiles, size: int = 2) -> Shards:
     found = [shards.samples(shard) for shard in shards.shards]
     samples = [sample for one in found for sample in one.samples]
     assert sorted(samples, key=lambda one: one.key) == sorted(whole.samples, key=lambda one: one.key)
-    assert shards.input == whole.input
+    assert replace(shards.input, sha256="") == whole.input  # and the names of shards
     assert len({shard.name for shard in shards.shards}) == len(shards.shards)
     assert Counter(text for one in found for text in one.incomplete) == Counter(whole.incomplete)
     return shards
