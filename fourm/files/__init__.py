@@ -12,7 +12,7 @@ PUBLIC = {
     "tars": "ESCAPED NO_ACCESS SHARD_SUFFIX TarIndex WHOLE WHOLE_ESCAPED read_tar read_tar_member scan_tar",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive is_written lock_file make_all
-        make_below mode_of new_unfinished process_name refuse_inside remove_leftovers server_clock vanished
-        write_alone write_atomic write_data write_text""",
+        make_below mode_of new_unfinished process_name refuse_inside remove_leftovers remove_unfinished
+        server_clock vanished write_alone write_atomic write_data write_text""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

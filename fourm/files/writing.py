@@ -9,13 +9,14 @@ import re
 import secrets
 import socket
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import BinaryIO
 
 from fourm.errors import FourMError, UsageError, printable
@@ -31,6 +32,7 @@ _counter = itertools.count()
 _claiming = Lock()
 _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
 _folders = set[tuple[Path, Path]]()  # a root and a folder below it that this process has made or found
+_makers = dict[str, int]()  # unfinished files of this process, and the thread that makes each
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
 DRAWING = {"drawing": "fourm"}
@@ -111,7 +113,7 @@ def vanished(root: Path) -> FourMError:
 def check_writable(root: Path) -> None:
     """OSError if no file can be created below root."""
     try:
-        new_unfinished(root).unlink()
+        remove_unfinished(new_unfinished(root))
     finally:
         remove_leftovers(root)
 
@@ -120,7 +122,7 @@ def server_clock(root: Path) -> float:
     """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
     file = new_unfinished(root)
     ahead = file.stat().st_mtime - time.time()
-    file.unlink(missing_ok=True)
+    remove_unfinished(file)
     return ahead
 
 
@@ -173,10 +175,12 @@ def check_partial(root: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Delete temporary files of processes that have ended, and PARTIAL if it is empty then.
 
-    Files that do not have a name of this program are kept. To be called when this process is not writing.
+    Files that do not have a name of this program are kept, and those that other threads of this one are making.
+    To be called when this thread is not writing.
     """
     _folders.difference_update([known for known in _folders if known[0] == root])
-    if file := _claims.pop((process_name(), os.path.abspath(root)), None):
+    is_busy = _is_busy(root)
+    if not is_busy and (file := _claims.pop((process_name(), os.path.abspath(root)), None)):
         file.close()  # first, because Windows deletes no open file
         with suppress(OSError):
             (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
@@ -184,7 +188,7 @@ def remove_leftovers(root: Path) -> None:
         return
     found = [(process, path) for process, path in _list_partial(root) if process]
     alive = {process: is_alive(root, process) for process, _ in found}
-    alive[process_name()] = False  # a signal may have come between the making of a file and its removal
+    alive[process_name()] = is_busy  # a signal may have come between the making of a file and its removal
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
         with suppress(FileNotFoundError):  # another process deleted it
             is_old = time.time() - path.lstat().st_mtime > ABANDONED
@@ -316,7 +320,7 @@ def _unfinished(root: Path, path: Path) -> Iterator[Path]:
         try:
             yield file
         finally:
-            file.unlink(missing_ok=True)
+            remove_unfinished(file)
     except OSError as error:
         if not root.is_dir():
             raise vanished(root) from error
@@ -329,11 +333,25 @@ def new_unfinished(root: Path, suffix: str = "") -> Path:
     for _ in range(100):
         with suppress(FileNotFoundError):
             _claim(root)
+            _makers[os.path.abspath(file)] = get_ident()
             open_own(file, "x").close()
             return file
         with suppress(FileExistsError):
             file.parent.mkdir()
     raise FourMError(f"{file.parent}: is removed again and again by another process")
+
+
+def remove_unfinished(file: Path) -> None:
+    """Delete a file of `new_unfinished`, if it has not been renamed."""
+    file.unlink(missing_ok=True)
+    _makers.pop(os.path.abspath(file), None)
+
+
+def _is_busy(root: Path) -> bool:
+    """Whether another thread of this process is making a file for a folder below root."""
+    others = {one.ident for one in threading.enumerate()} - {get_ident()}
+    partial = os.path.abspath(root / PARTIAL)
+    return any(os.path.dirname(path) == partial and one in others for path, one in [*_makers.items()])
 
 
 def _claim(root: Path) -> None:

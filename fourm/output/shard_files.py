@@ -23,7 +23,7 @@ from fourm.errors import UsageError
 from fourm.files.columns import KEYED
 from fourm.files.opening import open_own
 from fourm.files.tars import ESCAPED, WHOLE, WHOLE_ESCAPED
-from fourm.files.writing import new_unfinished, write_atomic
+from fourm.files.writing import new_unfinished, remove_unfinished, write_atomic
 from fourm.output.markers import NAME, PATH, Keys, Marker, remove_files, withdraw_marker
 from fourm.output.members import Member, column_of, joint_file
 from fourm.output.processes import sha256_of_file
@@ -87,7 +87,7 @@ class ShardFiles:
             try:
                 spool.close()  # a full disk fails here again
             finally:
-                self._path.unlink(missing_ok=True)
+                remove_unfinished(self._path)
 
     def read(self, member: Member) -> bytes:
         """The bytes of a file that was added."""

@@ -319,9 +319,7 @@ def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
     read = _with_names(asked.wanted.input(source, folders), shards)
     notes = (*other.notes, *notes_of_lacking(root, next(iter(folders.values())), lacking))
     tops = tuple(root / folder for folder in folders.values())
-    return Shards(
-        shards, _Parts(source, asked.wanted, root, folders), read, notes, places=tops, tops=tops
-    )
+    return Shards(shards, _Parts(source, asked.wanted, root, folders), read, notes, places=tops, tops=tops)
 
 
 @dataclass(frozen=True, slots=True)

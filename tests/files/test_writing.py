@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ from fourm.files.writing import (
     check_partial,
     check_writable,
     create_text,
+    is_alive,
     make_all,
     make_below,
+    process_name,
     remove_leftovers,
     write_alone,
     write_atomic,
@@ -378,3 +381,23 @@ def test_threads_that_write_for_the_first_time_take_one_lock(
     assert len(taken) == 1
     assert len(list(tmp_path.glob("*.txt"))) == 4
     remove_leftovers(tmp_path)
+
+
+def test_files_that_another_thread_is_making_are_no_leftovers(tmp_path: Path) -> None:
+    made, goes_on = Event(), Event()
+
+    def write(file: Path) -> None:
+        made.set()
+        assert goes_on.wait(60)
+        file.write_text("whole")
+
+    thread = Thread(target=write_atomic, args=(tmp_path, tmp_path / "a.txt", write))
+    thread.start()
+    assert made.wait(60)
+    write_text(tmp_path, tmp_path / "b.txt", "whole")
+    remove_leftovers(tmp_path)
+    assert is_alive(tmp_path, process_name())
+    goes_on.set()
+    thread.join()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
