@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -55,12 +56,17 @@ class _Process:
 
 def run_pool(batch: Batch, todo: Sequence[Shard], devices: Sequence[str | None]) -> Iterator[Said]:
     """Make shards in one process for each device; whole shards stay when this ends early."""
-    context = get_context("spawn")
+    context, folder = (
+        get_context("spawn"),
+        tempfile.TemporaryDirectory(prefix="fourm-workers-", ignore_cleanup_errors=True),
+    )
 
     def start(number: int) -> _Process:
         own, other = context.Pipe()
-        process = context.Process(target=_work, args=(other, batch, devices[number]), daemon=True)
-        process.start()
+        args = other, batch, devices[number], folder.name
+        process = context.Process(target=_work, args=args, daemon=True)
+        with _without_interrupts():
+            process.start()
         other.close()
         return _Process(process, own)
 
@@ -71,7 +77,21 @@ def run_pool(batch: Batch, todo: Sequence[Shard], devices: Sequence[str | None])
     try:
         yield from dispatch(todo, len(devices), start, wait_for)
     finally:
+        folder.cleanup()
         remove_leftovers(batch.staged().out)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C, which all processes of a terminal get, is for this one: others inherit what is blocked."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def how_it_ended(code: int) -> str:
@@ -84,9 +104,13 @@ def how_it_ended(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def _work(connection: Connection, batch: Batch, device: str | None) -> None:
-    """What a worker process does until its parent has no more shards, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+def _work(connection: Connection, batch: Batch, device: str | None, folder: str) -> None:
+    """What a worker process does until its parent has no more shards, or is gone.
+
+    folder: for temporary files, which the parent deletes, also where this process is killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
+    tempfile.tempdir = folder
     signal.signal(signal.SIGTERM, _end_by)
     try:
         worker = Worker(batch, device)

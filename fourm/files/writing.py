@@ -175,8 +175,8 @@ def check_partial(root: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Delete temporary files of processes that have ended, and PARTIAL if it is empty then.
 
-    Files that do not have a name of this program are kept, and those that other threads of this one are making.
-    To be called when this thread is not writing.
+    Files that do not have a name of this program are kept, and those that other threads are making. To be
+    called when this thread is not writing.
     """
     _folders.difference_update([known for known in _folders if known[0] == root])
     is_busy = _is_busy(root)
