@@ -104,11 +104,12 @@ class Worker:
         return was_done
 
     def _read(self, shard: Shard) -> Dataset:
-        """The samples of a shard. One that cannot be read is one sample, of an unknown name, which fails."""
+        """The samples of a shard. One that is damaged is one sample, of an unknown name, which fails."""
         try:
             return self.batch.shards.samples(shard)
         except UsageError as error:
-            if self.stages[0].run.record.origin:  # nothing of such a sample would be made
+            # A file that is gone is no matter of one shard; of results of another run, nothing would be made.
+            if isinstance(error.__cause__, OSError) or self.stages[0].run.record.origin:
                 raise
             return Dataset((Sample(Key(shard.name, UNKNOWN), problem=str(error)),))
 

@@ -358,7 +358,7 @@ def shown_by(view: View) -> tuple[Any, ...]:
     return view.key, view.prompt, view.problems, panels, films
 
 
-def test_a_shard_that_cannot_be_read_fails_alone(prompts: Example, tmp_path: Path) -> None:
+def test_a_shard_that_is_damaged_fails_alone(prompts: Example, tmp_path: Path) -> None:
     batch, name = prompts.batch(tmp_path / "out", 2), "00001/*"
     shards = [
         replace(one, parts=(*one.parts[:3], 10**6, 1)) if one.number == 1 else one
@@ -375,7 +375,7 @@ def test_a_shard_that_cannot_be_read_fails_alone(prompts: Example, tmp_path: Pat
 def test_overwriting_deletes_nothing_that_is_read(model: ModelFiles, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "rgb" / "a").mkdir(parents=True)
-    write_png(np.zeros((64, 64, 3), np.uint8), out / "rgb" / "a" / "0.png")
+    (out / "rgb" / "a" / "0.png").write_bytes(pack_png(np.zeros((64, 64, 3), np.uint8)))
     chain, nothing = parse_chain("--cond rgb --targets tok_clip --steps 1", model), io.BytesIO()
     folder, pictures = Source(data=str(out)), Source(paths=(str(out / "rgb"),))
     for source in (folder, replace(folder, num_samples=1), pictures):
