@@ -1,7 +1,7 @@
 """A sharded run as plain data: what is asked for, its shards, and which of them are still to be made."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
