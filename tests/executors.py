@@ -14,7 +14,7 @@ from PIL import Image
 
 from fourm.batch.batches import Batch, plan
 from fourm.batch.local import run_share
-from fourm.codecs.files import write_png
+from fourm.codecs.files import pack_png
 from fourm.data.dataset import Dataset
 from fourm.data.shards import Shard
 from fourm.files.opening import read_bytes
@@ -89,7 +89,7 @@ def write_pictures(folder: Path) -> Path:
         name, size = f"{number // 2:05d}/{number:06d}.png", (64 + number, 80)
         for modality in ("rgb", "depth"):
             (folder / modality / name).parent.mkdir(parents=True, exist_ok=True)
-        write_png(rng.integers(0, 256, (*size, 3), np.uint8), folder / "rgb" / name)
+        (folder / "rgb" / name).write_bytes(pack_png(rng.integers(0, 256, (*size, 3), np.uint8)))
         Image.fromarray(rng.integers(0, 65536, size, np.uint16)).save(folder / "depth" / name)
     return folder
 
