@@ -13,7 +13,8 @@ from fourm.errors import UsageError, check_choice
 from fourm.files.copies import temporary_copies
 from fourm.files.opening import real
 from fourm.files.writing import refuse_inside
-from fourm.inputs.request import Request, TokenizeRequest, World
+from fourm.inputs.request import Request, TokenizeRequest
+from fourm.inputs.world import World
 from fourm.output.markers import Counts
 from fourm.output.shard_files import check_format
 from fourm.runs.tokens import count_crops
