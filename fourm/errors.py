@@ -36,16 +36,28 @@ _OTHER_WORDS = {
     "overwrite": "f force",
 }
 MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what is wrong with it
+addresses = dict[str, str]()  # of temporary copies of remote files and folders, by their paths
+
+
+def as_addresses(text: str) -> str:
+    """A message in which temporary copies are called what they are copies of."""
+    for path, address in tuple(addresses.items()):
+        text = text.replace(path, address)
+    return text
 
 
 class FourMError(Exception):
     """An error that a user can understand and correct; the message is one sentence, written for the user.
 
     It names settings as Python does, between backticks: `batch_size`, `batch_size=4`, `resume=True`. The
-    command line prints them as its options; see `fourm_cli.console.as_typed`.
+    command line prints them as its options; see `fourm_cli.console.as_typed`. Temporary copies of remote
+    files are called by their addresses.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return as_addresses(super().__str__())
 
 
 class UsageError(FourMError):

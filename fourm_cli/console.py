@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fourm.errors import printable
-from fourm.files.copies import as_addresses
+from fourm.errors import as_addresses, printable
 
 Clock = Callable[[], float]  # seconds
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -25,14 +24,14 @@ _SETTING = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")  # in a message of the l
 
 
 def print_path(path: str | Path) -> None:
-    """Print a path as one line on stdout: the bytes of the file name, whatever the stream's encoding."""
+    """Print a path, or what it is a copy of, as one line on stdout: its bytes, whatever the encoding."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())
+    sys.stdout.buffer.write(os.fsencode(as_addresses(str(path))) + os.linesep.encode())
 
 
 def print_json(value: object) -> None:
     """Print data for a program to stdout."""
-    print(json.dumps(value, indent=2))
+    print(as_addresses(json.dumps(value, indent=2)))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -43,7 +42,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
         table.add_column(column, no_wrap=index == 0 or not is_terminal, overflow="fold")
         table.columns[-1].justify = "right" if column in numbers else "left"
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(as_addresses(cell))) for cell in row))
     Console(highlight=False, width=None if is_terminal else WIDE).print(table)
 
 

@@ -17,7 +17,7 @@ from fourm.files.opening import local_path, output_path
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, duration, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
-from fourm_cli.options import argument, check_folder, one_of, option, parse_folder, with_options
+from fourm_cli.options import argument, find_folder, one_of, option, parse_folder, with_options
 
 if TYPE_CHECKING:
     from fourm.checks.status import Status
@@ -81,6 +81,7 @@ def plot(
     if model is not None:
         find_model(model)
 
+    from fourm.data.mirrors import upload_made
     from fourm.views.album import open_album
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import Wanted, plot_album, plots_folder
@@ -107,6 +108,7 @@ def plot(
     if not quiet:
         _note_problems(problems, undrawn)
         note(f"{counted(len(found), 'sample')} drawn in {page or plots}")
+    upload_made(plots)
     _print_plotted(root, plots, page, len(found), problems) if as_json else print_path(root)
     if problems:
         raise typer.Exit(SampleError.exit_code)
@@ -137,7 +139,7 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 
 @with_options(
     queries=argument("Samples to find neighbours for, or - to read their folder from stdin.", "DIR"),
-    among=option("Folder of the samples that may be found.", "DIR", parser=local_path),
+    among=option("Folder of the samples that may be found.", "DIR"),
     by=option("Features to compare: dinov2_global, clip, ...", "NAME", show_default="clip"),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
@@ -148,7 +150,7 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
     show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME", show_default="rgb"),
 )
 def retrieve(
-    *, queries: str, among: Path, by: str | None = None, count: int = 5, metric: str = "euclidean",
+    *, queries: str, among: str, by: str | None = None, count: int = 5, metric: str = "euclidean",
     model: str | None = None, sheet: Path | None = None, size: float | None = None,
     show: str | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
@@ -168,7 +170,7 @@ def retrieve(
     registry = find_model(DEMO if model is None else model).registry
     ask = f"fourm generate {shlex.quote(queries)} --targets clip | fourm retrieve - --among {among}"
     folder = parse_folder(queries, sys.stdin.buffer, f"; for words or a picture: `{ask}`")
-    check_folder(among)
+    library = find_folder(among)
     if sheet is not None:
         check_drawing("sheet", sheet)
     elif unused := next((name for name, value in (("show", show), ("size", size)) if value is not None), ""):
@@ -178,15 +180,15 @@ def retrieve(
     from fourm.views.saving import save_drawing
 
     row = feature_row(registry, "clip" if by is None else by)
-    asked, is_same = load_features(folder, row), folder.samefile(among)
-    library = asked if is_same else load_features(among, row)
-    problems = asked.problems if is_same else (*asked.problems, *library.problems)
+    asked, is_same = load_features(folder, row), folder.samefile(library)
+    others = asked if is_same else load_features(library, row)
+    problems = asked.problems if is_same else (*asked.problems, *others.problems)
     for problem in problems:
         note(problem)
     own = asked.keys if is_same else ()
-    found = dict(zip(asked.keys, nearest(asked.vectors, library, count, metric, own), strict=True))
+    found = dict(zip(asked.keys, nearest(asked.vectors, others, count, metric, own), strict=True))
     if sheet is not None:
-        save_drawing(draw_neighbours(folder, among, registry, show, found), sheet, size)
+        save_drawing(draw_neighbours(folder, library, registry, show, found), sheet, size)
     if as_json:
         print_json(as_rows(found))
     else:

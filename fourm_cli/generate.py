@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourm.data.shards import FILES
-from fourm.errors import UsageError, near_match
+from fourm.errors import UsageError, as_addresses, near_match
 from fourm.files.opening import local_name, output_path, real
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
@@ -110,14 +110,15 @@ def generate(
         "repeatable. One file serves all samples.", "SOURCE", INPUT, parser=local_name),
     num_variations="Results per sample. By default as many as the run has.",
     seed="Seed of all random draws. By default that of the run.",
-    out="Output folder. By default DIR, beside the files that are read.",
+    out=option("Output folder, also in an object store. By default DIR, beside the files that are read.",
+               "DIR", OUTPUT, parser=options.parse_out),
 )  # fmt: skip
 def sr(
     *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
     machine: options.Machine, engine: options.Engine, config: Path | None = None,
     sr_config: Path | None = None, num_variations: int | None = None, seed: int | None = None,
-    weights: str | None = None, out: Path | None = None, layout: options.Layout, writing: options.Writing,
-    report: options.Report,
+    weights: str | None = None, out: options.Out | None = None, layout: options.Layout,
+    writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -141,13 +142,14 @@ def sr(
     files = find_sr_model(origin, settings.run.sr_model if model is None else model)
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
-    is_beside = out is None or real(out) == real(root)
-    dataset, sharded = _read_sr(root, origin, chain, files, data or (), layout, is_beside)
+    beside = options.parse_out(as_addresses(str(root)))
+    is_beside = real((out := out or beside).folder) == real(beside.folder)
+    dataset, sharded = _read_sr(root, origin, chain, files, data or (), layout, out.store, is_beside)
     variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    make_request = _requester(machine, layout, writing, settings.run, options.Out(out or root))
+    make_request = _requester(machine, layout, writing, settings.run, out)
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
@@ -160,7 +162,7 @@ def sr(
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    make([request], dataset, report, sharded=sharded, engine=engine)
+    make([request.staged()], dataset, report, sharded=sharded, engine=engine)
 
 
 @with_options(
@@ -250,7 +252,7 @@ def _read_input(
 
 def _read_sr(
     root: Path, origin: "Run | None", chain: "Chain", files: "ModelFiles", data: Sequence[str],
-    layout: options.Layout, is_beside: bool,
+    layout: options.Layout, store: str, is_beside: bool,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
     """The samples of a folder as conditions of super-resolution; with shards, one of them."""
     from fourm.data.dataset import Dataset
@@ -264,6 +266,9 @@ def _read_sr(
     form = layout.format if is_asked else there
     if is_beside and form != there:
         raise UsageError(f"--format {form}: {root} holds {there}; --out puts the results elsewhere")
+    if store and form == FILES:
+        ways = "--out names one, or --format shards, webdataset or parquet makes others"
+        raise UsageError(f"{store}: single files go into folders of this machine only; {ways}")
     size = layout.shard_size or (made.shard_size if made else None) or layout.size
     if origin is None or there == FILES:
         dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer, data)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm import set_variables
-from fourm.errors import SampleError, UsageError
-from fourm.files.copies import as_addresses
+from fourm.errors import SampleError, UsageError, as_addresses
 from fourm.files.opening import real
 from fourm.hub.header import read_header
 from fourm_cli import options
@@ -222,11 +221,11 @@ def resume_advice(request: "Request | TokenizeRequest") -> str:
     if request.world.group_size > 1:
         return "the same command with --resume goes on"
     words = [word for word in request.command if word not in ("--resume", "--overwrite")]
-    added, is_beside = ["--resume"], request.record != RUN
+    added, is_beside, out = ["--resume"], request.record != RUN, as_addresses(str(request.out))
     if not is_beside and not any(re.match("--out(=|$)", word) for word in words):
-        added += ["--out", str(request.out)]
+        added += ["--out", out]
     if is_beside and "-" in words:  # the folder that was read from standard input
-        words[words.index("-")] = str(request.out)
+        words[words.index("-")] = out
     at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
     with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
@@ -298,14 +297,11 @@ def follow(
     with open_log(log_json) if log_json else nullcontext() as log:
         set_variables()  # before torch is imported
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
-    out = as_addresses(str(request.out))
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
                  "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
-        print_json(
-            {"out": as_addresses(str(request.out)), **said[0], **({"sr": said[1]} if said[1:] else {})}
-        )
+        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
     elif rank == 0:
-        print_path(out)
+        print_path(request.out)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

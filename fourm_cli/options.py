@@ -142,7 +142,8 @@ def parse_device(text: str) -> str:
 
 _NAME = {"parser": local_name, "autocompletion": model_names}
 TABLE: Mapping[str, Any] = {  # by the name of the parameter
-    "folder": argument("Output folder of a run, or - to read its path from stdin.", "DIR"),
+    "folder": argument(
+        "Output folder of a run, also s3://BUCKET/PATH, or - to read its path from stdin.", "DIR"),
     "model": option("Name, Hub id, folder or .safetensors file.", "NAME", MODEL, show_default=DEMO, **_NAME),
     "sr_model": option(
         "Super-resolution afterwards, by this model; with -src or --sr-OPTION by the model's own.", "NAME",
@@ -437,18 +438,24 @@ def parse_folder(text: str, stdin: BinaryIO, advice: str = "") -> Path:
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"{where}the path of a folder was expected, in one line, not {found}")
-    check_folder(folder := output_path(lines[0]), where, "" if where else advice)
-    return folder
+    return find_folder(lines[0], output_path, where, "" if where else advice)
 
 
-def check_folder(folder: Path, where: str = "", advice: str = "") -> None:
-    """UsageError for a folder that is not there, or that cannot be read."""
+def find_folder(
+    text: str, parse: Callable[[str], Path] = local_path, where: str = "", advice: str = ""
+) -> Path:
+    """A folder that is there and can be read; of one in an object store, what is fetched as it is read."""
+    from fourm.data.mirrors import local_folder
+    from fourm.data.storage import is_remote
+
+    folder = local_folder(text) if is_remote(text) else parse(text)
     try:
         os.scandir(folder).close()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{where}{no_folder(folder, advice)}") from error
     except OSError as error:
         raise UsageError(f"{where}{folder}: cannot be read ({error.strerror})") from error
+    return folder
 
 
 def parse_fit(text: str | None) -> "Fit":

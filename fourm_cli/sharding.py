@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourm.errors import UsageError
-from fourm.files.copies import as_addresses
+from fourm.errors import UsageError, as_addresses
 from fourm_cli import options
 from fourm_cli.console import counted, note, print_json, print_path, print_table
 
@@ -85,7 +84,7 @@ class Sharded:
 
     def print_plan(self, requests: "Sequence[AnyRequest]", report: options.Report) -> None:
         """Print what this process would make."""
-        batch, world, out = self.plan(requests[:1]), requests[0].world, as_addresses(str(requests[0].out))
+        batch, world, out = self.plan(requests[:1]), requests[0].world, str(requests[0].out)
         share = batch.share(world.rank, world.size)
         if report.as_json:
             print_json({"out": out, "format": self.format, "samples": self.shards.total,

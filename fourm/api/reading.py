@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import overload
 
 from fourm.api.results import KEPT, Item, Result
@@ -12,8 +11,8 @@ from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.texts import STRUCTURED, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key
-from fourm.errors import UsageError, near_match
-from fourm.files.opening import local_path
+from fourm.data.mirrors import local_folder
+from fourm.errors import UsageError, as_addresses, near_match
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample
 from fourm.views.album import Album, Entry, open_album
@@ -53,7 +52,8 @@ class Results(Sequence[Result]):
         return self._result(self._album.keys[sample], self._variations[place])
 
     def __repr__(self) -> str:
-        return f"Results({str(self._album.root)!r}): {len(self)} of {len(self._album.keys)} samples"
+        where = as_addresses(str(self._album.root))
+        return f"Results({where!r}): {len(self)} of {len(self._album.keys)} samples"
 
     def _result(self, key: Key, variation: int) -> Result:
         album, about = self._album, dict[str, None]()
@@ -100,6 +100,8 @@ class Results(Sequence[Result]):
 def read(folder: str | os.PathLike[str]) -> Results:
     """The results of an output folder, lazily: what a run wrote, as `generate` gives it. Loads no model.
 
+    An address of an object store (`"s3://bucket/run"`) is listed at once; files are fetched as they are read.
+
     UsageError: no run wrote the folder, or its record is damaged.
     """
-    return Results(open_album(Path(local_path(folder))))
+    return Results(open_album(local_folder(folder)))

@@ -59,8 +59,13 @@ class Store:
         return read_done(path, self.out, settings, self._folder.size, shard)
 
     def put(self, marker: Marker, record: str) -> None:
-        """Upload the files of a shard, then its marker."""
-        for name in (*marker.files, self._marker(marker.shard, record)) if self.address else ():
+        """Upload the files of a shard, then its marker; one that is there says nothing meanwhile."""
+        if not self.address:
+            return
+        own = self._marker(marker.shard, record)
+        if self._folder.size(own):
+            self._folder.empty(own)
+        for name in (*marker.files, own):
             self._folder.upload(name)
 
     def get(self, marker: Marker) -> None:

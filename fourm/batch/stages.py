@@ -11,7 +11,7 @@ from fourm import __version__
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
 from fourm.data.shards import Format, Shard
-from fourm.files.copies import as_addresses
+from fourm.errors import as_addresses
 from fourm.hub.header import AUTO
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request, TokenizeRequest

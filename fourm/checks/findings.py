@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fourm.errors import UsageError, as_addresses, printable
 from fourm.files.writing import PARTIAL, foreign_leftovers
 from fourm.output.processes import FAILURES
 from fourm.output.record import NEXT, PLOTS
@@ -61,3 +62,8 @@ def check_reserved(root: Path, name: str, is_folder: bool) -> Iterator[Finding]:
     elif name in NEXT.values():
         what = "`overwrite=True` was interrupted while it deleted files; `resume=True` continues it"
         yield Finding(MISSING, name, what)
+
+
+def reason_of(error: UsageError, path: Path) -> str:
+    """The sentence of an error without the path that it begins with."""
+    return str(error).removeprefix(as_addresses(f"{printable(str(path))}: "))

@@ -21,6 +21,7 @@ from fourm.checks.findings import (
     Report,
     Verdict,
     check_reserved,
+    reason_of,
 )
 from fourm.checks.formats import Flaw, Tokens, find_flaw
 from fourm.checks.verify_shards import is_sharded, verify_shards
@@ -197,7 +198,7 @@ class _Folder:
             run = load_run(self.root, file)
             launches = read_launches(self.root, run.identity)
         except UsageError as error:
-            self.add(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
+            self.add(ALTERED, file, reason_of(error, path))
             return
         if path.is_symlink():
             self.add(FOREIGN, file, "is a link; other commands refuse a record that is a link")

@@ -20,10 +20,11 @@ from fourm.checks.findings import (
     Report,
     Verdict,
     check_reserved,
+    reason_of,
 )
 from fourm.data.layout import Place
 from fourm.data.shards import PARQUET, SHARDS, shard_name
-from fourm.errors import FourMError, UsageError, printable
+from fourm.errors import FourMError, UsageError
 from fourm.files.opening import real
 from fourm.files.writing import PARTIAL
 from fourm.output.markers import Marker, marker_files, marker_path, read_marker, settings_digest
@@ -108,7 +109,7 @@ class _Folder:
             except UsageError as error:
                 self.damaged.add(shard)
                 numbers |= {int(shard)} if _NUMBERED.fullmatch(shard) else set()
-                self.add(ALTERED, name, str(error).removeprefix(f"{printable(str(path))}: "))
+                self.add(ALTERED, name, reason_of(error, path))
                 continue
             numbers.add(marker.shard.number)
             self._check_marker(name, shard, marker, settings)
@@ -128,7 +129,7 @@ class _Folder:
             run = load_run(self.root, file)
         except UsageError as error:
             is_there = os.path.lexists(path)
-            what = str(error).removeprefix(f"{printable(str(path))}: ") if is_there else ""
+            what = reason_of(error, path) if is_there else ""
             where = f"without it, only what {DONE[file]} names can be checked"
             self.add(ALTERED if is_there else MISSING, file, what or where)
             self.is_whole = False

@@ -13,6 +13,7 @@ PUBLIC = {
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart escape_dots file_name
         fit_crop number_keys pad_crop parse_key path_of random_crop samples_of_prompts unescape_dots""",
     "lines": "LineRange scan_lines split_rows",
+    "mirrors": "local_folder upload_made",
     "parts": "Part list_part list_parts tops_in",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
@@ -21,6 +22,6 @@ PUBLIC = {
     "shards": """FILES FORMATS Format PARQUET Ranges SHARDS SHARD_SIZE Shard WEBDATASET check_number
         shard_name take_shards""",
     "storage": """RemoteFolder check_address fetch_remote find_remote_containers is_remote local_file
-        remote_container""",
+        read_remote_end remote_container""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -52,6 +52,11 @@ class Container:
         """True for a tar, False for a file of rows and columns."""
         return _is_tar(self.path)
 
+    @property
+    def has_end(self) -> bool:
+        """True for a Parquet file elsewhere, whose end says what columns and how many rows it has."""
+        return bool(self.origin) and self.path.name.lower().endswith(".parquet")
+
 
 def split_path(path: Path) -> tuple[Path, str] | None:
     """The container in a path, and the name of the member in it; None for a path without a container."""

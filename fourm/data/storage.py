@@ -7,20 +7,24 @@ Who may read a store is said by its own variables and files (AWS_ACCESS_KEY_ID, 
 import glob
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fourm.data.containers import CONTAINER_SUFFIXES, Container, expand_braces, name_containers
 from fourm.errors import MissingError, UsageError, near_match, printable, shown
-from fourm.files.copies import copy_of, made_folder
+from fourm.files.copies import copy_of, delete_copies, made_folder
 from fourm.files.opening import read_bytes
 
 T = TypeVar("T")
-_AT_ONCE = 256  # small files that are fetched together
+AT_ONCE = 256  # small files that are fetched together
 MAX_SMALL = 1 << 28  # bytes of one
+_ROWS = "rows"  # the folder of copies of files of which shards are ranges of rows
 SCHEMES = {"s3://": "pip install 'fourm[remote]'", "gs://": "pip install gcsfs", "memory://": ""}
 _BUCKET = re.compile(r"(\w+://)([^/@]+)(?:/([^\0]*))?")
 _SECRET = re.compile(r"//[^/@\s]+@")  # a password in the address of a server
@@ -66,14 +70,27 @@ def find_remote_containers(text: str) -> tuple[Container, ...]:
 
 def remote_container(origin: str, name: str) -> Container:
     """The container that a process elsewhere has found."""
-    return Container(copy_of(origin.rpartition("#")[0]), name, origin)
+    address = origin.rpartition("#")[0]
+    # Ranges of its rows are several shards, so it stays here until another such file is fetched.
+    folder = _ROWS if address.lower().endswith(".parquet") else "read"
+    return Container(copy_of(address, folder), name, origin)
 
 
 def fetch_remote(container: Container) -> None:
     """Fetch the file of a container of an object store, if it is not here. MissingError: it cannot be."""
     address, _, size = container.origin.rpartition("#")
     if not container.path.exists():
+        if container.path == copy_of(address, _ROWS):
+            delete_copies(_ROWS)
         _fetch(address, container.path, int(size))
+
+
+def read_remote_end(origin: str, count: int) -> bytes:
+    """The last bytes of a file, which is not fetched. MissingError: they cannot be read."""
+    address, _, size = origin.rpartition("#")
+    first, end = max(0, int(size) - count), int(size)
+    data = _ask(address, lambda fs, path: fs.cat_file(path, start=first, end=end))
+    return bytes(data)
 
 
 def local_file(text: str) -> Path:
@@ -91,17 +108,25 @@ class RemoteFolder:
     """A folder in an object store. Names are paths below it."""
 
     address: str
+    copy: Path | None = None  # where its files are here; None: in a temporary folder of what is made for it
 
     def local(self) -> Path:
-        """The temporary folder in which its files are made, of this process."""
-        return made_folder(self.address)
+        """The temporary folder of its files, of this process."""
+        return self.copy or made_folder(self.address)
 
-    def sizes(self, below: str = "") -> dict[str, int]:
-        """All files in it, or in a folder of it, with their sizes, by one listing."""
-        top = f"{self.address}/{below}".rstrip("/")
-        found = _ask(top, lambda fs, path: fs.find(path, detail=True), {})
+    def files(self) -> dict[str, tuple[int, int]]:
+        """All files in it, with their sizes and times (nanoseconds since 1970), by one listing."""
+        found = _ask(self.address, lambda fs, path: fs.find(path, detail=True), {})
         start = len(_plain(self.address)) + 1
-        return {_plain(name)[start:]: int(one["size"]) for name, one in found.items()}
+        named = ((_plain(name)[start:], one) for name, one in found.items() if one["type"] == "file")
+        # Clients of stores make empty objects whose names end like those of folders.
+        return {
+            name: (int(one["size"]), _time_of(one)) for name, one in named if name and not name.endswith("/")
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """All files in it, with their sizes, by one listing."""
+        return {name: size for name, (size, _) in self.files().items()}
 
     def size(self, name: str) -> int | None:
         """The size of one file, None if it is not there."""
@@ -116,26 +141,29 @@ class RemoteFolder:
             return False
         return True
 
+    def empty(self, name: str) -> None:
+        """Replace a file by one without bytes."""
+        _ask(f"{self.address}/{name}", lambda fs, path: fs.pipe_file(path, b""))
+
     def upload(self, name: str) -> None:
         """Write a file of the temporary folder to its place."""
         _ask(f"{self.address}/{name}", lambda fs, path: fs.put_file(str(self.local() / name), path))
 
-    def fetch(self, name: str) -> None:
-        """Copy a file into the temporary folder, in place of one that is there."""
-        (path := self.local() / name).unlink(missing_ok=True)
-        _fetch(f"{self.address}/{name}", path, None)
+    def fetch(self, name: str, size: int | None = None) -> None:
+        """Copy a file into the temporary folder, in place of one that is there. size: as it was listed."""
+        _fetch(f"{self.address}/{name}", self.local() / name, size)
 
     def fetch_small(self, names: Sequence[str]) -> None:
         """Copy small files into the temporary folder, many at a time; what is not there is left out."""
-        for first in range(0, len(names), _AT_ONCE):
-            some = names[first : first + _AT_ONCE]
+        for first in range(0, len(names), AT_ONCE):
+            some = names[first : first + AT_ONCE]
             for name, data in zip(some, self._read(some), strict=True):
+                if not isinstance(data, bytes | FileNotFoundError):
+                    raise _failed(f"{self.address}/{name}", data)
                 (path := self.local() / name).unlink(missing_ok=True)
                 if isinstance(data, bytes):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(data)
-                elif not isinstance(data, FileNotFoundError):
-                    raise _failed(f"{self.address}/{name}", data)
 
     def _read(self, names: Sequence[str]) -> list[Any]:
         """The bytes of files, or why they cannot be read."""
@@ -177,15 +205,24 @@ def _fetch(address: str, path: Path, size: int | None) -> None:
         size = _ask(address, lambda fs, place: int(fs.info(place)["size"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(path.parent).free):
-        advice = "TMPDIR names a folder with more space"
-        what = f"has {size:,} bytes, of which {free:,} fit into {path.parent}"
-        raise MissingError(f"{address}: {what}; {advice}")
+        fit = f"{free:,} fit into {tempfile.gettempdir()}; TMPDIR names a folder with more space"
+        raise MissingError(f"{address}: has {size:,} bytes, of which {fit}")
     part = path.with_name(f"{path.name}.part")
-    _ask(address, lambda fs, place: fs.get_file(place, str(part)))
-    if part.stat().st_size != size:
-        part.unlink()
-        raise MissingError(f"{address}: has changed while it was read; start again")
-    part.rename(path)
+    try:
+        _ask(address, lambda fs, place: fs.get_file(place, str(part)))
+        if part.stat().st_size != size:
+            raise MissingError(f"{address}: has changed while it was read; start again")
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _time_of(file: Mapping[str, Any]) -> int:
+    """When a file was written, in nanoseconds since 1970; stores differ in how they say it."""
+    times = (file[name] for name in ("LastModified", "mtime", "created") if name in file)
+    when = next(times, time.time())  # not known: an index of an older file at the same path is not used
+    when = datetime.fromisoformat(when) if isinstance(when, str) else when
+    return int((when.timestamp() if isinstance(when, datetime) else when) * 1e9)
 
 
 def _plain(address: str) -> str:

@@ -5,7 +5,8 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "columns": "BYTES COLUMN_SUFFIXES Columns KEYED PICTURE TEXT has_cell read_cell read_columns",
-    "copies": "as_addresses copy_of delete_home made_folder temporary_copies",
+    "copies": """add_listed copy_of delete_copies delete_home is_listed is_placeholder made_folder
+        temporary_copies write_placeholder""",
     "opening": """SIGNATURE find_exif is_encodable local_name local_path no_folder open_file open_own
         open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
         with_single_keys""",

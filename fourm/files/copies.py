@@ -1,25 +1,22 @@
-"""Temporary copies of files of an object store: where this process has them, what messages call them."""
+"""Temporary copies of files of an object store: where this process has them, what messages call them.
+
+A file that is only listed is a placeholder: it has a size and a time, and no bytes before it is opened.
+"""
 
 import atexit
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from fourm.errors import UsageError, printable
+from fourm.errors import UsageError, addresses, printable
 
-_addresses = dict[str, str]()  # of temporary files and folders, for messages
-
-
-def as_addresses(text: str) -> str:
-    """A message in which temporary files are called what they are copies of."""
-    for path, address in _addresses.items() if tempfile.gettempdir() in text else ():
-        text = text.replace(path, address)
-    return text
+_listed = dict[str, Callable[[Path], None]]()  # by folder of listed files: fetches one of them
 
 
 @contextmanager
@@ -39,15 +36,21 @@ def copy_of(address: str, folder: str = "read") -> Path:
     if {".", ".."} & {*name.split("/")}:
         raise UsageError(f"{printable(address)}: leads out of its bucket")
     top = _home(os.getpid()) / folder / scheme
-    _addresses[f"{top}{os.sep}"] = f"{scheme}://"
+    addresses[f"{top}{os.sep}"] = f"{scheme}://"
     return top / name.lstrip("/")
+
+
+def delete_copies(folder: str) -> None:
+    """Delete what was fetched into a folder of `copy_of`."""
+    for path in [*_files_below(_home(os.getpid()) / folder)]:
+        path.unlink(missing_ok=True)
 
 
 def made_folder(address: str) -> Path:
     """The folder in which files for a folder of a store are made."""
     path = _home(os.getpid()) / "made" / hashlib.sha256(address.encode()).hexdigest()[:16]
     path.mkdir(parents=True, exist_ok=True)
-    _addresses[str(path)] = address
+    addresses[str(path)] = address
     return path
 
 
@@ -56,10 +59,46 @@ def delete_home() -> None:
     shutil.rmtree(_home(os.getpid()), ignore_errors=True)
 
 
+def add_listed(root: Path, fetch: Callable[[Path], None]) -> None:
+    """Let `fetch` replace each placeholder below a folder by its file when it is opened."""
+    _listed[str(root)] = fetch
+
+
+def is_listed(root: Path) -> bool:
+    """Whether the files of a folder are listed already."""
+    return str(root) in _listed
+
+
+def write_placeholder(path: Path, size: int, changed: int) -> None:
+    """Replace a file by one without bytes. changed: in nanoseconds since 1970."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    os.truncate(path, size)
+    os.utime(path, ns=(changed, changed))
+    path.chmod(0)  # marks it; so whoever opens it in another way reads no zeros
+
+
+def is_placeholder(path: Path) -> bool:
+    """Whether a file is only listed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) and not stat.S_IMODE(mode)
+
+
+def ensure_fetched(path: Path) -> None:
+    """Fetch the file at a path if it is only listed. MissingError: it cannot be fetched."""
+    for root, fetch in tuple(_listed.items()):
+        if str(path).startswith(f"{root}{os.sep}") and is_placeholder(path):
+            fetch(path)
+
+
 @lru_cache
 def _home(process: int) -> Path:
     """The temporary folder of this process."""
-    path = Path(tempfile.mkdtemp(prefix="fourm-remote-"))
+    path = Path(os.path.realpath(tempfile.mkdtemp(prefix="fourm-remote-")))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 

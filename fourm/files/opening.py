@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
 from fourm.errors import UsageError, printable, shown
+from fourm.files.copies import ensure_fetched
 
 T = TypeVar("T")
 _SPECIAL = "not a file, but a pipe, a device or a socket"
@@ -55,7 +56,8 @@ def real(path: Path) -> Path:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading."""
+    """Open a regular file for reading; one that is only listed so far is fetched first."""
+    ensure_fetched(path)
     descriptor = os.open(path, _FLAGS)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -75,6 +77,7 @@ def no_folder(path: Path, advice: str = "") -> UsageError:
 def open_own(path: Path, mode: str, limit: int = sys.maxsize) -> BinaryIO:
     """Open a file of this program, binary, in mode "r", "r+", "a" or "x"; refuse links and larger files."""
     try:
+        ensure_fetched(path)
         opener = partial(_open_at_once, more_flags=getattr(os, "O_NOFOLLOW", 0))
         file: BinaryIO = open(path, mode + "b", opener=opener)  # type: ignore[assignment] # noqa: SIM115
     except OSError as error:

@@ -19,8 +19,7 @@ from pathlib import Path
 from threading import Lock, get_ident
 from typing import BinaryIO
 
-from fourm.errors import FourMError, UsageError, printable
-from fourm.files.copies import as_addresses
+from fourm.errors import FourMError, UsageError, as_addresses, printable
 from fourm.files.opening import open_file, open_own, read_bytes, real
 
 PARTIAL = ".partial"  # folder for files that are being written

@@ -7,7 +7,7 @@ PUBLIC = {
     "about": "describe list_models",
     "cache": "KEPT cache_folder find_cached find_parti fourm_home",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
-    "datasets": "fetch_container find_hub_containers hub_container is_hub_data",
+    "datasets": "fetch_container find_hub_containers hub_container is_hub_data read_hub_end",
     "digests": "sha256_of",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": """ModelFiles check_tokenizers decodes_by_diffusion find_model find_sr is_unused missing_parts

@@ -6,6 +6,7 @@ Files lie in the Hub's cache, as its own client puts them there.
 import fnmatch
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -66,21 +67,37 @@ def fetch_container(container: Container, client: Client | None = None) -> None:
     """
     if not container.origin:
         return
-    from huggingface_hub import hf_hub_url
-
     commit, file = _parse(container.origin)
     path = commit.folder / file.name
     if os.path.isfile(path) and path.stat().st_size == file.size:
         return
-    remote.check_variables()
-    url = hf_hub_url(commit.hub_id, file.name, revision=commit.revision, repo_type=_TYPE)
-    blob, address = commit.home / "blobs" / file.checksum, Address(commit.hub_id, url, file.name)
+    blob, address = commit.home / "blobs" / file.checksum, _address(commit, file)
     try:
         remote.ensure_file(path, blob, file, address, client or Client(), commit.home)
     except OSError as error:
         raise MissingError(
             f"{error.filename or path}: cannot be written ({error.strerror or error})"
         ) from error
+
+
+def read_hub_end(origin: str, count: int, client: Client | None = None) -> bytes:
+    """The last bytes of a file, which is not fetched. MissingError: they cannot be fetched."""
+    commit, file = _parse(origin)
+    address, client, start = _address(commit, file), client or Client(), max(0, file.size - count)
+    with tempfile.TemporaryFile() as stream:  # what is missing at the end of a file is fetched
+        stream.truncate(start)
+        stream.seek(start)
+        remote.retry(client, address, partial(remote.receive, client, file, address, stream), stream)
+        stream.seek(start)
+        return stream.read()
+
+
+def _address(commit: Commit, file: HubFile) -> Address:
+    from huggingface_hub import hf_hub_url
+
+    remote.check_variables()
+    url = hf_hub_url(commit.hub_id, file.name, revision=commit.revision, repo_type=_TYPE)
+    return Address(commit.hub_id, url, file.name)
 
 
 def _choose(text: str, names: Sequence[str], below: str) -> tuple[list[str], str]:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.shards import SHARDS
-from fourm.errors import UsageError
-from fourm.files.copies import as_addresses
+from fourm.errors import UsageError, as_addresses
 from fourm.files.writing import (
     PARTIAL,
     check_folder,

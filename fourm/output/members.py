@@ -9,6 +9,7 @@ from pathlib import Path
 from fourm.data.layout import Key, Place, escape_dots, file_name, parse_key, unescape_dots
 from fourm.data.shards import PARQUET, SHARDS
 from fourm.errors import UsageError
+from fourm.files.opening import open_file
 from fourm.files.tars import read_tar, scan_tar
 from fourm.output.markers import Marker
 from fourm.output.record import RUN, SR
@@ -116,7 +117,8 @@ class ShardMembers:
         if self.marker.format == PARQUET:
             from pyarrow import parquet
 
-            return column_of(place) in parquet.read_schema(self.root / file).names
+            with open_file(self.root / file) as opened:
+                return column_of(place) in parquet.read_schema(opened).names
         return any(name.endswith(web_ending(place)) for name in self._members_of(file))
 
     def count(self, place: Place) -> int:
@@ -128,7 +130,8 @@ class ShardMembers:
         if self.marker.format == PARQUET:
             from pyarrow import parquet
 
-            return int(parquet.read_metadata(self.root / file).num_rows)
+            with open_file(self.root / file) as opened:
+                return int(parquet.read_metadata(opened).num_rows)
         ending = place.suffix if self.marker.format == SHARDS else web_ending(place)
         return sum(name.endswith(ending) for name in scan_tar(self.root / file).members)
 
@@ -156,7 +159,8 @@ class ShardMembers:
 
         for name in self.marker.files if not self._rows else ():
             names = ["key"] if self.numbers == (None,) else ["key", "variation"]
-            table = parquet.read_table(self.root / name, columns=names).to_pydict()
+            with open_file(self.root / name) as file:
+                table = parquet.read_table(file, columns=names).to_pydict()
             numbers = table.get("variation", [None] * len(table["key"]))
             results = zip(map(parse_key, table["key"]), numbers, strict=True)
             self._rows.update({result: row for row, result in enumerate(results)})

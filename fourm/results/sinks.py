@@ -7,7 +7,7 @@ from threading import RLock
 from typing import Protocol
 
 from fourm.data.layout import Place
-from fourm.files.copies import as_addresses
+from fourm.errors import as_addresses
 from fourm.files.writing import write_data
 from fourm.inputs.conditions import Work
 from fourm.output.markers import ShardFailure

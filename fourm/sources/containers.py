@@ -3,8 +3,10 @@ or column holds which modality, and the samples of one file or of all.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from fourm.data.containers import Container
 from fourm.data.dataset import (
@@ -30,7 +32,7 @@ from fourm.data.layout import (
     unescape_dots,
 )
 from fourm.data.prompts import COLUMNS
-from fourm.data.storage import fetch_remote, is_remote, remote_container
+from fourm.data.storage import fetch_remote, is_remote, read_remote_end, remote_container
 from fourm.errors import SampleError, UsageError, near_match, printable
 from fourm.files.columns import (
     BYTES,
@@ -41,8 +43,9 @@ from fourm.files.columns import (
     read_cell,
     read_columns,
 )
+from fourm.files.copies import copy_of
 from fourm.files.tars import TarIndex, read_tar
-from fourm.hub.datasets import fetch_container, hub_container
+from fourm.hub.datasets import fetch_container, hub_container, read_hub_end
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind, Modality
 from fourm.sources.datasets import CAPTION, Wanted, chosen
@@ -54,6 +57,8 @@ _TEXTS = (*COLUMNS, "txt")
 _OTHERS = (FRAME, CROP_SETTINGS, KEPT_PIXELS, VALID_PIXELS)  # what else a dataset holds
 _SHOWN = 8  # endings that a sentence names
 _MAX_KEY = 4096  # bytes of a key in a table
+_AT_ONCE = 16  # files elsewhere whose ends are fetched together
+_END, _MAX_END = 1 << 16, 1 << 28  # bytes of the end of a Parquet file that are fetched at first, and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class ContainerReader:
     def read_rows(self, container: Container, first: int, count: int) -> list[Sample]:
         """The samples of some rows of a Parquet or Arrow file."""
         columns, path = self.columns(container), container.path
+        _fetch(container)
         is_keyed = columns_of(container).is_keyed
         return [
             Sample(
@@ -295,7 +301,9 @@ def _index(container: Container) -> TarIndex:
 
 
 def columns_of(container: Container) -> Columns:
-    """The rows and columns of a file, which is fetched first if it is elsewhere."""
+    """The rows and columns of a file. One elsewhere is fetched first; of a Parquet file, only its end is."""
+    if container.has_end and not container.path.is_file():
+        return _columns_at(container.origin)
     _fetch(container)
     return read_columns(container.path)
 
@@ -312,6 +320,41 @@ def _key_in(container: Container, row: int) -> Key:
         return parse_key("-v".join(cells))
     except (SampleError, UsageError, ValueError) as error:
         raise UsageError(f"{container.label}: row {row} has no name that is a key ({error})") from error
+
+
+def is_counted(container: Container) -> bool:
+    """Whether the number of rows of a file is known without fetching it."""
+    return not container.is_tar and (container.has_end or not container.origin)
+
+
+def count_rows(containers: Sequence[Container]) -> list[int | None]:
+    """The rows of each file; None where they are not counted."""
+
+    def count(one: Container) -> int | None:
+        return columns_of(one).num_rows if is_counted(one) else None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(count, containers))
+
+
+@lru_cache(maxsize=1 << 16)
+def _columns_at(origin: str) -> Columns:
+    """What the end of a Parquet file elsewhere says."""
+    size = int(origin.rpartition("#")[2].partition("-")[0])
+    read: Callable[[str, int], bytes] = read_remote_end if is_remote(origin) else read_hub_end
+    data = read(origin, _END)
+    if (due := int.from_bytes(data[-8:-4], "little") + 8) > len(data) and due <= min(size, _MAX_END):
+        data = read(origin, due)
+    path = copy_of(origin.partition("#")[0], "ends")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("wb") as file:
+            file.truncate(size)
+            file.seek(size - len(data))
+            file.write(data)
+        return read_columns(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _split_members(index: TarIndex, places: Places) -> dict[str, tuple[str, str]]:

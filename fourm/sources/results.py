@@ -7,8 +7,9 @@ from typing import BinaryIO
 
 from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Key, Sample
+from fourm.data.mirrors import local_folder
 from fourm.data.shards import SHARD_SIZE, Shard
-from fourm.errors import UsageError
+from fourm.errors import UsageError, as_addresses
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind
 from fourm.output.markers import marker_path, read_done, read_markers, settings_digest
@@ -126,14 +127,16 @@ class _Made:
     """Results of the shards of a run, as conditions of another chain."""
 
     run: Run
+    root: str  # where the folder of the run is: a path, or an address
     chain: Chain
     model: ModelFiles
     kept: _Kept | None  # where the chain keeps parts of pictures
 
     def read(self, shard: Shard) -> Dataset:
-        path = marker_path(self.run.root, shard.name, self.run.file)
-        marker = read_done(path, self.run.root, settings_digest(self.run.record))  # else results lack unseen
-        samples = conditions_from(self.run, self.run.samples_of(marker), self.chain, self.model)
+        run = replace(self.run, root=local_folder(self.root, again=False))
+        path = marker_path(run.root, shard.name, run.file)
+        marker = read_done(path, run.root, settings_digest(run.record))  # else results lack unseen
+        samples = conditions_from(run, run.samples_of(marker), self.chain, self.model)
         if self.kept is None:
             return Dataset(tuple(samples))
         given = self.kept.find(shard.name, [one.key for one in samples])
@@ -162,7 +165,8 @@ def shards_of_run(
         source, size = _source_of_kept(run, data, model), run.record.shard_size or SHARD_SIZE
         pictures = list_shards(source, (), model, stdin, keeps=chain.keeps, size=size)
         kept = _Kept(pictures, _is_one_file(source))
-    return Shards(shards, _Made(run, chain, model, kept), Input("run"), notes, total=total)
+    made = _Made(run, as_addresses(str(run.root)), chain, model, kept)
+    return Shards(shards, made, Input("run"), notes, total=total)
 
 
 def some_sample(found: Shards, run: Run, data: Sequence[str] = ()) -> Sample:

@@ -29,7 +29,14 @@ from fourm.files.opening import open_file
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Modality
 from fourm.schedule.keeps import Keep
-from fourm.sources.containers import ContainerReader, columns_of, container_reader, describe, found_container
+from fourm.sources.containers import (
+    ContainerReader,
+    container_reader,
+    count_rows,
+    describe,
+    found_container,
+    is_counted,
+)
 from fourm.sources.datasets import Wanted, find_lacking, hold_whole_keys, notes_of_lacking, read_part
 from fourm.sources.reading import read_pictures, read_samples
 from fourm.sources.source import EMPTY, STREAM, Source, checked_source, is_dataset
@@ -232,22 +239,21 @@ class _Containers:
 
 
 def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
-    """Shards of tars and of files elsewhere, each of which is one, and ranges of rows of other files."""
+    """Shards of tars and of files whose rows are not counted, one each; ranges of rows of others."""
     source = asked.source
     if not source.containers or not asked.read or source.subset_seed is not None:
         return None
-    is_counted = not source.containers[0].is_tar and not source.containers[0].origin
-    if source.num_samples is not None and not is_counted:
+    if source.num_samples is not None and not all(map(is_counted, source.containers)):
         return None
     reader = container_reader(source, asked.wanted, asked.model)
     note = describe(reader, source.containers)
-    shards = list[Shard]()
-    for one in source.containers:
-        if not is_counted:
-            kind, file = ("elsewhere", one.origin) if one.origin else ("tar", str(one.path))
-            shards.append(Shard(len(shards), one.name, parts=(kind, file, one.name)))
+    shards, counts = list[Shard](), count_rows(source.containers)
+    for one, num_rows in zip(source.containers, counts, strict=True):
+        kind = "elsewhere" if one.origin else "tar" if one.is_tar else "rows"
+        parts = (kind, one.origin or str(one.path), one.name)
+        if num_rows is None:
+            shards.append(Shard(len(shards), one.name, parts=parts))
             continue
-        parts, num_rows = ("rows", str(one.path), one.name), columns_of(one).num_rows
         check_number(asked.size * len(shards) + num_rows, asked.size)
         for number, first in enumerate(range(0, num_rows, asked.size)):
             count, name = min(asked.size, num_rows - first), f"{one.name}/{shard_name(number)}"
@@ -255,7 +261,7 @@ def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
     shards = take_shards(shards, source.num_samples)
     if not shards:
         raise UsageError(f"{source.data}: holds no row")
-    total = sum(shard.count or 0 for shard in shards) if is_counted else None
+    total = None if None in counts else sum(shard.count or 0 for shard in shards)
     read = _with_names(reader.wanted.input(source, reader.labels()), shards)
     places = tuple({one.path.parent for one in source.containers})
     return Shards(shards, _Containers(reader, source), read, (note,), total=total, places=places)

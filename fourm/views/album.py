@@ -14,7 +14,7 @@ from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, in_square, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key, Place, Sample, parse_key
-from fourm.errors import FourMError, SampleError, UsageError, printable
+from fourm.errors import FourMError, SampleError, UsageError, as_addresses, printable
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.output.processes import Failure, read_failures
@@ -173,7 +173,7 @@ class Album:
 
     def _short(self, error: Exception) -> str:
         """The message of an error, with paths below the output folder."""
-        return printable(str(error).replace(f"{self.root}/", "", 1))
+        return printable(str(error).replace(as_addresses(f"{self.root}/"), "", 1))
 
 
 def open_album(root: Path, model: str | None = None) -> Album:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourm.errors import UsageError, printable
+from fourm.errors import UsageError, as_addresses, printable
 from fourm.files.opening import real
 from fourm.files.writing import write_alone
 from fourm.output.record import BASE, RUN, SR, TOKENS
@@ -141,7 +141,7 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
     fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
     best = max(fit, key=lambda panel: panel.codec in RGB, default=None)  # the first RGB, else the first
     path = os.path.join(root, best.file if best is not None else RUN)
-    return f"fourm generate --replay {shlex.quote(path)} --out again"
+    return f"fourm generate --replay {shlex.quote(as_addresses(path))} --out again"
 
 
 def _says_how(panel: Panel) -> bool:

@@ -1,23 +1,15 @@
 """A sharded run whose folder is in an object store: the bytes of one on this machine, made and resumed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from fourm.data.storage import RemoteFolder
 
 Run = Callable[..., tuple[int, str, str]]
 GIVEN = ["--targets", "tok_clip", "--steps", "1", "--no-decode", "--device", "cpu"]
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    store = fsspec.filesystem("memory")
-    yield store
-    store.store.clear()
 
 
 def in_store(store: Any, folder: str) -> dict[str, bytes]:

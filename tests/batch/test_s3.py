@@ -4,13 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.sources.test_containers import write_tars
 
@@ -30,24 +28,6 @@ sys.argv[0] = "fourm"
 main()
 """
 pytestmark = pytest.mark.more  # test_remote.py has the same in memory
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host.replace('0.0.0.0', '127.0.0.1')}:{port}",
-        "AWS_ACCESS_KEY_ID": "anybody",
-        "AWS_SECRET_ACCESS_KEY": "verysecret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    store = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
-    store.mkdir("bucket")
-    yield store
-    server.stop()
 
 
 def tars(folder: Path) -> dict[str, bytes]:

@@ -63,6 +63,10 @@ NEEDED = {  # arguments without which a command does not look at its options
 }  # fmt: skip
 
 
+READ_ELSEWHERE = {("generate", "data"), ("retrieve", "among"), ("retrieve", "queries")}  # take s3:// as well
+READ_ELSEWHERE |= {(command, "folder") for command in ("plot", "sr", "status", "verify")}
+
+
 def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         yield from (
@@ -93,7 +97,7 @@ def test_every_path_of_every_command_refuses_a_url(
     command: str, parameter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scheme = "ftp" if (command, parameter.name) == ("generate", "data") else "s3"  # which this one reads
+    scheme = "ftp" if (command, parameter.name) in READ_ELSEWHERE else "s3"
     address = f"rgb={scheme}://bucket/x" if parameter.name == "tokenizers" else f"{scheme}://bucket/x"
     if parameter.param_type_name == "argument":
         words = [*command.split(), address, *NEEDED.get(command, ())[1:]]

@@ -12,10 +12,11 @@ from fourm.errors import MissingError, UsageError, VerificationError
 from fourm.hub.datasets import find_hub_containers, hub_container
 from fourm.hub.files import ModelFiles, find_model
 from fourm.hub.remote import Client
+from fourm.sources import containers
 from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
 from fourm.sources.source import Source, classify_source
-from tests.hub_server import Hub
+from tests.hub_server import HEAD_OF_MAIN, Hub
 from tests.sources.test_containers import write_rows, write_tars
 
 Run = Callable[..., tuple[int, str, str]]
@@ -64,6 +65,24 @@ def test_a_process_fetches_only_the_files_of_its_shards(data: Hub, model: ModelF
         one.key.text for one in whole.samples
     ]
     assert not any("test" in name for name in fetched(data))
+
+
+def test_rows_of_the_hub_are_counted_by_the_ends_of_files(
+    data: Hub, model: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "_END", 16)
+    containers._columns_at.cache_clear()
+    size = len(data.repos["datasets/some/rows"].commits[HEAD_OF_MAIN]["data/train-00000-of-00002.parquet"])
+    source = Source(data="hf://datasets/some/rows/data/train-*")
+    shards: Shards = list_shards(source, ["caption"], model, NOTHING, size=2)
+    assert [(shard.name, shard.count) for shard in shards.shards] == [
+        (f"train-{number:05d}-of-00002/{part:05d}", count)
+        for number in range(2) for part, count in enumerate((2, 1))
+    ]  # fmt: skip
+    assert f"bytes={size - 16}-" in data.ranges
+    assert max(data.sent[name] for name in fetched(data)) < size
+    samples = [one.key.text for shard in shards.shards for one in shards.samples(shard).samples]
+    assert samples == [one.key.text for one in read_samples(source, ["caption"], model, NOTHING).samples]
 
 
 def test_names_mean_files_folders_braces_and_patterns(data: Hub) -> None:

@@ -11,11 +11,13 @@ import fsspec
 import pytest
 
 from fourm.data import storage
+from fourm.data.containers import read_member, split_path
 from fourm.data.storage import find_remote_containers
-from fourm.errors import MissingError, UsageError
+from fourm.errors import MissingError, UsageError, as_addresses
 from fourm.files import copies
-from fourm.files.copies import as_addresses, temporary_copies
+from fourm.files.copies import temporary_copies
 from fourm.hub.files import ModelFiles, find_model
+from fourm.sources import containers
 from fourm.sources.reading import read_samples
 from fourm.sources.shards import Shards, list_shards
 from fourm.sources.source import Source
@@ -87,6 +89,46 @@ def test_prompts_and_tables_are_read_like_those_here(store: Any, model: ModelFil
     assert [len(rows.samples(shard).samples) for shard in rows.shards] == [3, 3]
 
 
+@pytest.mark.parametrize("end", [1 << 16, 16])
+def test_rows_of_a_parquet_file_are_several_shards_for_which_it_is_fetched_once(
+    end: int,
+    store: Any,
+    model: ModelFiles,
+    fetched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(containers, "_END", end)  # of which less than the footer is asked for at first
+    containers._columns_at.cache_clear()
+    path, address = write_rows(tmp_path / "large.parquet", 5), "memory://some/large.parquet"
+    store.pipe_file("/some/large.parquet", path.read_bytes())
+    asked = ["caption", "rgb@64"], model, NOTHING
+    shards: Shards = list_shards(Source(data=address), *asked, size=2)
+    assert (fetched, shards.total) == ([], 5)
+    here: Shards = list_shards(Source(data=str(path)), *asked, size=2)
+    described = [(shard.name, shard.count) for shard in shards.shards]
+    assert described == [(shard.name, shard.count) for shard in here.shards]
+    elsewhere: Shards = pickle.loads(pickle.dumps(shards))
+    for shard, other in zip(reversed(elsewhere.shards), reversed(here.shards), strict=True):
+        with temporary_copies():
+            for one, same in zip(elsewhere.samples(shard).samples, here.samples(other).samples, strict=True):
+                assert one.key == same.key
+                picture = one.files["rgb@64"]
+                assert read_member(*split_path(picture), 1 << 20) == read_member(  # type: ignore[misc]
+                    *split_path(same.files["rgb@64"]),
+                    1 << 20,  # type: ignore[misc]
+                )
+    assert fetched == [address]
+    assert list_shards(Source(data=address, num_samples=3), *asked, size=2).total == 3
+    rows: Shards = list_shards(Source(data="memory://some/rows/*.parquet"), *asked)
+    assert picture.parent.is_file()
+    rows.samples(rows.shards[1])
+    assert not picture.parent.exists()
+    store.pipe_file("/some/bad.parquet", b"x" * 100)
+    with pytest.raises(UsageError, match=r"^memory://some/bad\.parquet: is damaged, or no file of columns"):
+        list_shards(Source(data="memory://some/bad.parquet"), *asked)
+
+
 def test_addresses_mean_files_folders_braces_and_patterns(store: Any) -> None:
     for name, expected in {
         "tars": ["00000", "00001", "00002"],
@@ -124,7 +166,10 @@ def test_errors_of_a_store_are_one_sentence_without_secrets(monkeypatch: pytest.
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    def missing(*given: object, **more: object) -> object:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     with pytest.raises(
         UsageError, match=r"s3:// needs a package that is missing; `pip install 'fourm\[remote\]'"
     ):

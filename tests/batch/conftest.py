@@ -1,0 +1,37 @@
+"""Object stores: one in the memory of the test, and a server of S3 in a thread of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store with an empty bucket, `bucket`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host.replace('0.0.0.0', '127.0.0.1')}:{port}",
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "verysecret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of other servers
+    store = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+    store.mkdir("bucket")
+    yield store
+    server.stop()
