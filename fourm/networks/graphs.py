@@ -81,9 +81,11 @@ class Graphs:
             self._taken.discard(key)
 
     def clear(self) -> None:
-        """Give up all graphs and the memory that they hold, but for what is in use."""
+        """Give up all graphs, what keys refer to, and the memory that is held, but for what is in use."""
         with _LOCK:
             self._captured.clear()
+            self._met.clear()
+            self._refused.clear()
             self._held = {key: held for key, held in self._held.items() if key in self._taken}
             self._pool = None
 

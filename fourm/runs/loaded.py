@@ -72,6 +72,8 @@ class LoadedModel:
                 dtype = torch_dtype(self.dtype)
                 loaded = load_tokenizer(path, self.device, dtype, part)
                 self._prepare(loaded)
+                if there is not None:
+                    self.graphs.clear()  # they keep the part that was loaded before
                 there = self.tokenizers[path] = part, loaded
             return there[1]
 
