@@ -22,11 +22,11 @@ _listed = dict[str, Callable[[Path], None]]()  # by folder of listed files: fetc
 @contextmanager
 def temporary_copies() -> Iterator[None]:
     """Delete all that is fetched within; what was here before stays."""
-    before = set(_files_below(_home(os.getpid()) / "read"))
+    before = _fetched()
     try:
         yield
     finally:
-        for path in set(_files_below(_home(os.getpid()) / "read")) - before:
+        for path in _fetched() - before:
             path.unlink(missing_ok=True)
 
 
@@ -56,7 +56,13 @@ def made_folder(address: str) -> Path:
 
 def delete_home() -> None:
     """Delete all copies of this process, which is about to end without its exit handlers."""
-    shutil.rmtree(_home(os.getpid()), ignore_errors=True)
+    if _home.cache_info().currsize:
+        shutil.rmtree(_home(os.getpid()), ignore_errors=True)
+
+
+def _fetched() -> set[Path]:
+    """The files that are fetched to be read. A process that fetches nothing makes no folder for them."""
+    return {*_files_below(_home(os.getpid()) / "read")} if _home.cache_info().currsize else set()
 
 
 def add_listed(root: Path, fetch: Callable[[Path], None]) -> None:

@@ -1,5 +1,6 @@
 """Files of an object store as inputs: listed without being read, fetched for their shard, then deleted."""
 
+import functools
 import io
 import os
 import pickle
@@ -76,6 +77,14 @@ def test_each_tar_is_fetched_for_its_shard_and_then_deleted(
     assert not path.exists()
     here = list_shards(Source(data=str(tmp_path / "tars/*.tar")), ["rgb@64"], model, NOTHING)
     assert [one.key for one in samples] == [one.key for one in here.samples(here.shards[2]).samples]
+
+
+def test_a_process_that_fetches_nothing_makes_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_home", functools.lru_cache(copies._home.__wrapped__))
+    with temporary_copies():
+        pass
+    copies.delete_home()
+    assert copies._home.cache_info().currsize == 0
 
 
 def test_prompts_and_tables_are_read_like_those_here(store: Any, model: ModelFiles) -> None:
