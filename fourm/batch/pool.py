@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 
 from fourm.batch.batches import Batch
 from fourm.batch.dispatch import NOT_TOLD, Died, Said, as_end, dispatch
@@ -111,7 +110,6 @@ def _work(connection: Connection, batch: Batch, device: str | None, folder: str)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
     tempfile.tempdir = folder
-    signal.signal(signal.SIGTERM, _end_by)
     try:
         worker = Worker(batch, device)
         while True:
@@ -121,13 +119,8 @@ def _work(connection: Connection, batch: Batch, device: str | None, folder: str)
                     connection.send(event)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent ended
         delete_home()
+        with contextlib.suppress(OSError):  # another worker has files in it
+            os.rmdir(folder)
         os._exit(0)
     except Exception as error:  # of any kind: the parent waits for word of this process, and tells it
         connection.send(as_end(error))
-
-
-def _end_by(number: int, frame: FrameType | None) -> None:
-    """End as a signal without a handler does, but leave no copies of files."""
-    delete_home()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)

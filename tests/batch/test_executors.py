@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -106,19 +105,6 @@ def test_an_error_of_a_worker_ends_the_run_with_its_sentence(batch: Batch, tmp_p
     (tmp_path / "p.txt").unlink()
     with pytest.raises(FourMError, match=r"p\.txt"):
         list(run_share(two, two.share(), 2))
-
-
-def test_a_worker_that_is_ended_leaves_no_copies_of_files() -> None:
-    code = (
-        "import os, signal; from fourm.batch import pool; from fourm.files.copies import made_folder;"
-        "signal.signal(signal.SIGTERM, pool._end_by); print(made_folder('s3://bucket/x'), flush=True);"
-        "os.kill(os.getpid(), signal.SIGTERM)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGTERM
-    folder = Path(done.stdout.strip())
-    assert folder.is_absolute()
-    assert not folder.parent.exists()
 
 
 def test_workers_are_counted_and_get_devices(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
