@@ -216,15 +216,13 @@ def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharde
 
 def resume_advice(request: "Request | TokenizeRequest") -> str:
     """The advice for an interrupted run: its command, with --resume and its output folder."""
-    from fourm.output.record import RUN
-
     if request.world.group_size > 1:
         return "the same command with --resume goes on"
     words = [word for word in request.command if word not in ("--resume", "--overwrite")]
-    added, is_beside, out = ["--resume"], request.record != RUN, as_addresses(str(request.out))
-    if not is_beside and not any(re.match("--out(=|$)", word) for word in words):
+    added, out = ["--resume"], as_addresses(str(request.out))
+    if not request.is_beside and not any(re.match("--out(=|$)", word) for word in words):
         added += ["--out", out]
-    if is_beside and "-" in words:  # the folder that was read from standard input
+    if request.is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = out
     at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
     with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""

@@ -213,6 +213,11 @@ class TokenizeRequest:
         """See `Request`: the transformer is not loaded."""
         return None
 
+    @property
+    def is_beside(self) -> bool:
+        """See `Request`."""
+        return False
+
     def staged(self) -> "TokenizeRequest":
         """See `Request.staged`."""
         return _staged(self)

@@ -17,10 +17,15 @@ import pytest
 from fourm.checks.verify import verify_folder
 from fourm.data.shards import PARQUET, SHARDS, WEBDATASET
 from fourm.output.markers import read_markers
+from tests.executors import write_pictures
 
 PROMPTS = ["a small red circle", "a blue square", "a green triangle", "two red squares", "a circle"]
-WORDS = ["generate", "--data", "p.txt", "--targets", "tok_clip-tok_rgb", "--steps", "1-1", "--no-decode",
-         "--device", "cpu", "--shard-size", "2", "--out", "out", "--resume", "--quiet"]  # fmt: skip
+COMMANDS = {
+    "generate": ["generate", "--data", "p.txt", "--targets", "tok_clip-tok_rgb", "--steps", "1-1",
+                 "--no-decode"],
+    "tokenize": ["tokenize", "data", "--crops", "2"],
+}  # fmt: skip
+WORDS = ["--device", "cpu", "--shard-size", "2", "--out", "out", "--resume", "--quiet"]
 # Files, which a kill follows: of results, a tar that grows and that is in place, markers, the record.
 TRIGGERS = (".partial/*.spool", ".partial/*.{ending}", "*/0000{n}.{ending}", "0000{n}.{ending}",
             ".partial/*.json", "done/0000{n}.json", "run.json")  # fmt: skip
@@ -41,8 +46,8 @@ def typed(words: list[str], folder: Path) -> None:
     main()
 
 
-def start(form: str, folder: Path) -> ForkServerProcess:
-    process = server.Process(target=typed, args=([*WORDS, "--format", form], folder))
+def start(command: str, form: str, folder: Path) -> ForkServerProcess:
+    process = server.Process(target=typed, args=([*COMMANDS[command], *WORDS, "--format", form], folder))
     process.start()
     return process
 
@@ -50,12 +55,13 @@ def start(form: str, folder: Path) -> ForkServerProcess:
 def new(folder: Path) -> Path:
     folder.mkdir()
     (folder / "p.txt").write_text("\n".join(PROMPTS))
+    write_pictures(folder / "data")
     return folder
 
 
-def finish(form: str, folder: Path) -> dict[str, object]:
+def finish(command: str, form: str, folder: Path) -> dict[str, object]:
     """Make what is not whole; what is there then."""
-    process = start(form, folder)
+    process = start(command, form, folder)
     process.join()
     assert process.exitcode == 0, (folder / "log").read_text()
     assert verify_folder(folder / "out").ok
@@ -118,17 +124,17 @@ def left_by(out: Path) -> str:
     return "in the results of a shard" if ".spool" in endings else "between shards"
 
 
-def check_kills(form: str, kills: int, tmp_path: Path, seed: int) -> Counter[str]:
+def check_kills(command: str, form: str, kills: int, tmp_path: Path, seed: int = 1) -> Counter[str]:
     """Kill so many processes, several in a folder one after the other, each of which goes on."""
     chance, states, ending = random.Random(seed), Counter[str](), "parquet" if form == PARQUET else "tar"
-    whole = finish(form, new(tmp_path / "whole"))
+    whole = finish(command, form, new(tmp_path / "whole"))
     began = time.monotonic()
-    assert finish(form, new(tmp_path / "again")) == whole
+    assert finish(command, form, new(tmp_path / "again")) == whole
     seconds = time.monotonic() - began
     for number in range(10 * kills):
         folder = new(tmp_path / str(number))
         for _ in range(chance.randrange(1, 5)):
-            process = start(form, folder)
+            process = start(command, form, folder)
             is_now = (
                 at_a_name(chance, ending, folder / "out")
                 if chance.random() < 0.7
@@ -144,22 +150,30 @@ def check_kills(form: str, kills: int, tmp_path: Path, seed: int) -> Counter[str
             states[left_by(folder / "out")] += 1
             if (folder / "out" / "run.json").exists():
                 assert all(found.kind == "missing" for found in verify_folder(folder / "out").findings)
-        assert finish(form, folder) == whole
+        assert finish(command, form, folder) == whole
         if states.total() >= kills:
             break
     return states
 
 
 def test_after_three_kills_a_resumed_command_leaves_the_same_bytes(tmp_path: Path) -> None:
-    assert check_kills(SHARDS, 3, tmp_path, seed=0).total() >= 3
+    assert check_kills("generate", SHARDS, 3, tmp_path, seed=0).total() >= 3
 
 
 @pytest.mark.more
-@pytest.mark.parametrize(("form", "kills"), [(SHARDS, 40), (WEBDATASET, 15), (PARQUET, 15)])
+@pytest.mark.parametrize(
+    ("command", "form", "kills"),
+    [
+        ("generate", SHARDS, 40),
+        ("generate", WEBDATASET, 15),
+        ("generate", PARQUET, 15),
+        ("tokenize", SHARDS, 20),
+    ],
+)
 def test_after_many_kills_a_resumed_command_leaves_the_same_bytes(
-    form: str, kills: int, tmp_path: Path
+    command: str, form: str, kills: int, tmp_path: Path
 ) -> None:
-    states = check_kills(form, kills, tmp_path, seed=1)
+    states = check_kills(command, form, kills, tmp_path)
     print(form, states.total(), "kills:", dict(states))
     assert states.total() >= kills
     assert len(states) >= 4
