@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 import fourm
 from fourm.batch.batches import Batch, plan
-from fourm.codecs.files import write_array, write_png
+from fourm.codecs.files import pack_png, write_array
 from fourm.data.shards import FORMATS
 from fourm.errors import UsageError
 from fourm.hub.files import ModelFiles, find_model
@@ -38,9 +38,8 @@ def data(tmp_path: Path) -> Path:
         name = f"split{number % 2}/x{number}.png"
         for folder in ("rgb", "depth"):
             (tmp_path / "data" / folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_png(
-            rng.integers(0, 256, (40 + 9 * number, 70, 3), dtype=np.uint8), tmp_path / "data/rgb" / name
-        )
+        pixels = rng.integers(0, 256, (40 + 9 * number, 70, 3), dtype=np.uint8)
+        (tmp_path / "data/rgb" / name).write_bytes(pack_png(pixels))
         levels = rng.integers(0, 65536, (40 + 9 * number, 70), dtype=np.uint16)
         Image.fromarray(levels).save(tmp_path / "data/depth" / name)
     (tmp_path / "data/depth/split1/x3.png").unlink()
@@ -222,5 +221,5 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_a_folder_that_is_read_is_not_overwritten(data: Path, model: ModelFiles) -> None:
-    with pytest.raises(UsageError, match=r"would delete .*data, which this run reads"):
+    with pytest.raises(UsageError, match=r"would delete .*data/rgb, which this run reads"):
         batch_of(data, model, data, names=["rgb"], num_crops=1, overwrite=True)
