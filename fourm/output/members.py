@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from fourm.data.layout import Key, Place, escape_dots, file_name, parse_key, unescape_dots
 from fourm.data.shards import PARQUET, SHARDS
@@ -117,7 +119,7 @@ class ShardMembers:
         if self.marker.format == PARQUET:
             from pyarrow import parquet
 
-            with open_file(self.root / file) as opened:
+            with _reading(self.root / file) as opened:
                 return column_of(place) in parquet.read_schema(opened).names
         return any(name.endswith(web_ending(place)) for name in self._members_of(file))
 
@@ -159,9 +161,20 @@ class ShardMembers:
 
         for name in self.marker.files if not self._rows else ():
             names = ["key"] if self.numbers == (None,) else ["key", "variation"]
-            with open_file(self.root / name) as file:
+            with _reading(self.root / name) as file:
                 table = parquet.read_table(file, columns=names).to_pydict()
-            numbers = table.get("variation", [None] * len(table["key"]))
-            results = zip(map(parse_key, table["key"]), numbers, strict=True)
-            self._rows.update({result: row for row, result in enumerate(results)})
+                numbers = table.get("variation", [None] * len(table["key"]))
+                results = zip(map(parse_key, table["key"]), numbers, strict=True)
+                self._rows.update({result: row for row, result in enumerate(results)})
         return self._rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """A table of results, opened; UsageError if it is damaged or gone."""
+    try:
+        with open_file(path) as file:
+            yield file
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = getattr(error, "strerror", None) or f"is damaged, or no table of results: {error}"
+        raise UsageError(f"{path}: cannot be read ({why})") from error

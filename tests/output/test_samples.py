@@ -1,5 +1,6 @@
 """`samples/NNNNN.jsonl`: what is recorded of each sample, what `--resume` compares, and older folders."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from PIL import Image
 from fourm.checks.verify import verify_folder
 from fourm.data.dataset import Input
 from fourm.data.layout import CROP_SETTINGS, Key, Place, Sample, number_keys, samples_of_prompts
+from fourm.data.shards import PARQUET
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.origins import read_replay
@@ -28,6 +30,7 @@ from fourm.runs.pipeline import run
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.views.album import open_album
 from tests.output.test_joining import SETTINGS
+from tests.sharded_folder import make_folder
 
 PROMPTS = ["a red circle", "a blue square", "the green triangle"]
 RGB = TargetSpec("tok_rgb@64", 64, "roar", 2)
@@ -292,3 +295,20 @@ def test_a_record_whose_last_line_is_cut_off_says_so(out: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"00000\.jsonl: line \d+ .*its end is missing"):
         list(open_runs(out)[0].samples())
+
+
+def test_a_table_of_results_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    out = tmp_path / "out"
+    make_folder(out, PARQUET)
+    assert len([*load_run(out).samples()]) == 9
+    path = out / "00001.parquet"
+    (data := bytearray(path.read_bytes()))[-40:] = bytes(40)
+    other = io.BytesIO()
+    parquet.write_table(pa.table({"other": [1]}), other)
+    for wrong in (bytes(data), b"", other.getvalue()):
+        path.write_bytes(wrong)
+        with pytest.raises(UsageError, match=r"00001\.parquet: cannot be read"):
+            list(load_run(out).samples())
