@@ -74,7 +74,7 @@ def super_resolution(base: Path, out: Path) -> Batch:
     """Super-resolution of a folder of shards."""
     origin, fine = load_run(base), find_sr(find_model("demo"), None)
     chain = parse_chain(SR_OPTIONS, fine)
-    shards = shards_of_run(origin, chain, fine)
+    shards = shards_of_run(origin, chain, fine, io.BytesIO())
     request = Request(
         fine, chain, shards.samples(shards.shards[0]).samples[:1], out, stage="sr", origin=origin.record,
         device="cpu", input=shards.input,
