@@ -14,7 +14,7 @@ PUBLIC = {
         fit_crop number_keys pad_crop parse_key path_of random_crop samples_of_prompts unescape_dots""",
     "lines": "LineRange scan_lines split_rows",
     "mirrors": "local_folder upload_made",
-    "parts": "Part list_part list_parts tops_in",
+    "parts": "DatasetPart list_part list_parts tops_in",
     "pictures": """Pictures UNREAD_PICTURES count_pictures find_pictures has_wildcards is_path keys_below
         names_in pictures_in""",
     "prompts": """COLUMNS JSON_LINES OTHER_TEXTS TABLES PartOfTable missing_file parse_columns parse_prompts

@@ -27,7 +27,7 @@ from fourm.files.tars import SHARD_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DatasetPart:
     """A folder of keys, and how many samples have a file in it; None: a tar, with all folders below it."""
 
     folder: str
@@ -38,7 +38,7 @@ class Part:
         return folder == self.folder or (self.count is None and folder.startswith(f"{self.folder}/"))
 
 
-def list_parts(root: Path, folder: str) -> tuple[list[Part], Listing]:
+def list_parts(root: Path, folder: str) -> tuple[list[DatasetPart], Listing]:
     """The parts of `root/folder`, sorted, and a listing of what belongs to none: problems and unread files.
 
     At most the names in one folder are in memory. UsageError: there is no such folder.
@@ -58,11 +58,14 @@ def list_parts(root: Path, folder: str) -> tuple[list[Part], Listing]:
     known = {*tars}
     alone = {one: count for one, count in folders.items() if not known.intersection(folder_and_above(one))}
     nested = {one for one in known if known.intersection(folder_and_above(one)[:-1])}
-    parts = [*(Part(one) for one in known - nested), *(Part(one, count) for one, count in alone.items())]
+    parts = [
+        *(DatasetPart(one) for one in known - nested),
+        *(DatasetPart(one, count) for one, count in alone.items()),
+    ]
     return sorted(parts, key=lambda part: (part.folder.partition("/")[0], part.folder)), other
 
 
-def list_part(top: Path, part: Part) -> Listing:
+def list_part(top: Path, part: DatasetPart) -> Listing:
     """The files of a part in a modality's folder, which may have it in another form: a folder or a tar."""
     found, inside, own = Listing(top=top), part.folder, set[Key]()
     for above in folder_and_above(inside) if inside else ():

@@ -48,7 +48,7 @@ from fourm.files.tars import TarIndex, read_tar
 from fourm.hub.datasets import fetch_container, hub_container, read_hub_end
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind, Modality
-from fourm.sources.datasets import CAPTION, Wanted, chosen
+from fourm.sources.datasets import CAPTION, WantedFiles, choose_listed
 from fourm.sources.source import Source, folders_of
 
 _JSON = "json"  # the ending of a member of which one text is read
@@ -62,7 +62,7 @@ _END, _MAX_END = 1 << 16, 1 << 28  # bytes of the end of a Parquet file that are
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ModalityMap:
     """Which endings of members, and which columns, hold which modality, by a name that folders have, too."""
 
     known: frozenset[str]  # all such names
@@ -104,8 +104,8 @@ class Places:
 class ContainerReader:
     """Reads the samples of containers; see `read_containers`."""
 
-    places: Places
-    wanted: Wanted
+    mapping: ModalityMap
+    wanted: WantedFiles
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """For each modality of which every sample has a file, the names that its files may have."""
@@ -144,7 +144,7 @@ class ContainerReader:
     def columns(self, container: Container) -> dict[str, str]:
         """The column of each modality. UsageError: one has none, or one that cannot hold it."""
         kinds, rows = columns_of(container).kinds, {row.name: row for row in self.wanted.rows}
-        found, columns = self.places.of_columns(kinds), dict[str, str]()
+        found, columns = self.mapping.of_columns(kinds), dict[str, str]()
         listed = ", ".join(f"{printable(name)} ({kind or 'not read'})" for name, kind in kinds.items())
         if unknown := next((one for one in found.values() if not kinds.get(one)), ""):
             what = f"no column '{unknown}' that is read{near_match(unknown, kinds)}"
@@ -161,8 +161,8 @@ class ContainerReader:
 
     def endings(self, container: Container) -> tuple[dict[str, str], Counter[str]]:
         """Ending -> name of all that is read of a tar, and how often it has each other ending."""
-        counts = Counter(ending for _, ending in _split_members(_index(container), self.places).values())
-        found = {ending: name for ending in counts if (name := self.places.of_ending(ending))}
+        counts = Counter(ending for _, ending in _split_members(_index(container), self.mapping).values())
+        found = {ending: name for ending in counts if (name := self.mapping.of_ending(ending))}
         read = {*self.wanted.beside}
         for names in self.names().values():
             read |= {next((name for name in names if name in found.values()), "")}
@@ -191,21 +191,21 @@ class ContainerReader:
     ) -> None:
         """Add the members of a tar to the listings of their names."""
         index = _index(container)
-        for member, (stem, ending) in _split_members(index, self.places).items():
+        for member, (stem, ending) in _split_members(index, self.mapping).items():
             if (listing := listings.get(used.get(ending, ""))) is None:
                 continue
             folder, _, name = (stem if index.is_whole else f"{container.name}/{stem}").rpartition("/")
             name = unescape_dots(name) if index.is_escaped else name
-            is_field = ending == _JSON and self.places.column is not None
+            is_field = ending == _JSON and self.mapping.column is not None
             path = (
-                container.path / member / (self.places.column or "") if is_field else container.path / member
+                container.path / member / (self.mapping.column or "") if is_field else container.path / member
             )
             listing.put(key := Key(folder, name), path)
             if isinstance(place := index.members[member], str):
                 listing.problems[key] = f"{path}: {place}"
 
 
-def container_reader(source: Source, wanted: Wanted, model: ModelFiles) -> ContainerReader:
+def container_reader(source: Source, wanted: WantedFiles, model: ModelFiles) -> ContainerReader:
     """What reads the containers of a source. UsageError: `endings` of it name an unknown modality."""
     rows = model.registry.rows.values()
     names = {one for row in rows for one in (*_names_of(row, True), *_names_of(row, False))}
@@ -215,17 +215,17 @@ def container_reader(source: Source, wanted: Wanted, model: ModelFiles) -> Conta
             raise UsageError(f"`map={ending}={name}`: there is no modality '{name}'{near_match(name, known)}")
     is_tar = source.containers[0].is_tar
     given = {(end.lower().lstrip(".") if is_tar else end): name for end, name in source.endings.items()}
-    return ContainerReader(Places(known, given, source.column), wanted)
+    return ContainerReader(ModalityMap(known, given, source.column), wanted)
 
 
-def read_containers(source: Source, wanted: Wanted, model: ModelFiles) -> Dataset:
+def read_containers(source: Source, wanted: WantedFiles, model: ModelFiles) -> Dataset:
     """All samples of the containers of a source. UsageError: none is complete, or none can be read."""
     reader = container_reader(source, wanted, model)
     note = describe(reader, source.containers)
     dataset = reader.read(source.containers)
     labels = reader.labels()
     check_readable(source.data or "", dataset, " and ".join(labels.values()))
-    return replace(chosen(dataset, source, wanted, labels), notes=(note, *dataset.notes))
+    return replace(choose_listed(dataset, source, wanted, labels), notes=(note, *dataset.notes))
 
 
 def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
@@ -246,7 +246,7 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
             listed = ", ".join(sorted(map(printable, counts))[:_SHOWN]) or "none"
             raise UsageError(_nothing_for(first, names[0], f"its other endings are {listed}", "ENDING"))
     read = [
-        f"{name} from {printable(reader.places.shown(ending))}"
+        f"{name} from {printable(reader.mapping.shown(ending))}"
         for ending, name in sorted(used.items(), key=lambda one: one[::-1])
     ]
     said = _sentence(first, read, [f"{end} ({count:,})" for end, count in sorted(counts.items())], "endings")
@@ -256,23 +256,23 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
 
 def held_values(source: Source, rows: Sequence[Modality], model: ModelFiles) -> dict[Modality, str]:
     """For each grid, the name under which the first container holds its values; "" where it holds none."""
-    reader = container_reader(source, Wanted(tuple(rows), frozenset(row.name for row in rows)), model)
+    reader = container_reader(source, WantedFiles(tuple(rows), frozenset(row.name for row in rows)), model)
     first = source.containers[0]
     if first.is_tar:
         found = {*reader.endings(first)[0].values()}
     else:
-        found = {*reader.places.of_columns(columns_of(first).kinds)}
+        found = {*reader.mapping.of_columns(columns_of(first).kinds)}
     return {row: next((one for one in _names_of(row, True) if one in found), "") for row in rows}
 
 
 def implied_by(source: Source) -> str:
     """The condition of containers for which none is named: RGB if there are pictures, else captions."""
     known = frozenset((PICTURES, CAPTION))
-    first, places = source.containers[0], Places(known, source.endings, source.column)
+    first, mapping = source.containers[0], ModalityMap(known, source.endings, source.column)
     if not first.is_tar:
-        return PICTURES if PICTURES in places.of_columns(columns_of(first).kinds) else CAPTION
-    members = _split_members(_index(first), places).values()
-    return PICTURES if any(places.of_ending(ending) == PICTURES for _, ending in members) else CAPTION
+        return PICTURES if PICTURES in mapping.of_columns(columns_of(first).kinds) else CAPTION
+    members = _split_members(_index(first), mapping).values()
+    return PICTURES if any(mapping.of_ending(ending) == PICTURES for _, ending in members) else CAPTION
 
 
 def _names_of(row: Modality, is_raw: bool) -> tuple[str, ...]:
@@ -357,7 +357,7 @@ def _columns_at(origin: str) -> Columns:
         path.unlink(missing_ok=True)
 
 
-def _split_members(index: TarIndex, places: Places) -> dict[str, tuple[str, str]]:
+def _split_members(index: TarIndex, mapping: ModalityMap) -> dict[str, tuple[str, str]]:
     """The key and the ending, in lower case, of each member that is not hidden.
 
     A key ends at the first dot of the last part of a name. It may hold dots, too (`img.v2.jpg`), where no
@@ -370,11 +370,11 @@ def _split_members(index: TarIndex, places: Places) -> dict[str, tuple[str, str]
             continue
         stem, _, ending = last.partition(".")
         split[member] = "/".join((*above, stem)), ending.lower()
-        if places.of_ending(ending.lower()):
+        if mapping.of_ending(ending.lower()):
             firm.add(split[member][0])
     for member, (stem, ending) in split.items():
         short = ending.rpartition(".")[2]
-        if stem not in firm and short != ending and (places.of_ending(short) or short == _JSON):
+        if stem not in firm and short != ending and (mapping.of_ending(short) or short == _JSON):
             split[member] = member[: -len(short) - 1], short
     return split
 

@@ -18,7 +18,7 @@ from fourm.data.dataset import (
     match_spellings,
 )
 from fourm.data.layout import CROP_SETTINGS, FRAME, KEPT_PIXELS, PICTURES, Sample
-from fourm.data.parts import Part, list_part, tops_in
+from fourm.data.parts import DatasetPart, list_part, tops_in
 from fourm.data.prompts import missing_file
 from fourm.errors import UsageError, printable
 from fourm.files.opening import local_name
@@ -32,7 +32,7 @@ _SHOWN = 3  # folders that a sentence names
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedFiles:
     """What of a dataset a run reads."""
 
     rows: tuple[Modality, ...]  # of the conditions, and of the targets of which a part is kept
@@ -69,14 +69,14 @@ class Wanted:
         return _folders(root, self.rows, self.raw) | dict.fromkeys(self.masks, KEPT_PIXELS)
 
 
-def read_folder(source: Source, root: Path, wanted: Wanted) -> Dataset:
+def read_folder(source: Source, root: Path, wanted: WantedFiles) -> Dataset:
     """The samples of a dataset."""
     folders = wanted.folders(root)
-    return chosen(list_dataset(root, folders, wanted.beside), source, wanted, folders)
+    return choose_listed(list_dataset(root, folders, wanted.beside), source, wanted, folders)
 
 
 def read_part(
-    root: Path, folders: Mapping[str, str], beside: Sequence[str], part: Part, places: slice
+    root: Path, folders: Mapping[str, str], beside: Sequence[str], part: DatasetPart, places: slice
 ) -> Dataset:
     """The samples of a part of a dataset that come at these places in the part of its first folder.
 
@@ -87,7 +87,7 @@ def read_part(
     first = next(iter(found.values()))
     for folder in sorted({key.folder for key in first.files if not part.holds(key.folder)}):  # of whole keys
         for one in (*found.values(), *more.values()):
-            for key, path in list_part(one.top, Part(folder, 0)).files.items():
+            for key, path in list_part(one.top, DatasetPart(folder, 0)).files.items():
                 if key in first.files and one.files.get(key) != path:
                     one.put(key, path)
     if part.count is not None and (places.start, places.stop) != (0, part.count):
@@ -133,7 +133,9 @@ def hold_whole_keys(root: Path, lacking: Mapping[str, Sequence[str]]) -> bool:
     return False
 
 
-def chosen(dataset: Dataset, source: Source, wanted: Wanted, folders: Mapping[str, str]) -> Dataset:
+def choose_listed(
+    dataset: Dataset, source: Source, wanted: WantedFiles, folders: Mapping[str, str]
+) -> Dataset:
     """As many samples of a listed dataset as are asked for, and what is recorded of it."""
     samples = choose_samples(dataset.samples, source.num_samples, source.subset_seed)
     read = wanted.input(source, folders)

@@ -15,7 +15,7 @@ from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Kind, Modality
 from fourm.schedule.keeps import MASK, Keep
 from fourm.sources.containers import implied_by, read_containers
-from fourm.sources.datasets import CAPTION, Wanted, find_mask, read_folder
+from fourm.sources.datasets import CAPTION, WantedFiles, find_mask, read_folder
 from fourm.sources.notes import note_likely_slips, note_of_world
 from fourm.sources.source import EMPTY, Source, checked_source, is_dataset
 from fourm.sources.texts import check_text_keeps, digest_of, read_texts
@@ -50,7 +50,7 @@ def read_samples(
     if source.is_folder or source.containers:
         if not conditions:
             raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
-        wanted = Wanted(tuple(map(model.registry.get, conditions)), raw, keeps, later)
+        wanted = WantedFiles(tuple(map(model.registry.get, conditions)), raw, keeps, later)
         if source.containers:
             return read_containers(source, wanted, model)
         return read_folder(source, Path(source.data or ""), wanted)

@@ -19,7 +19,7 @@ from fourm.data.containers import Container
 from fourm.data.dataset import UNKNOWN, Dataset, Input, find_folder
 from fourm.data.layout import Key, Sample, number_keys
 from fourm.data.lines import LineRange, scan_lines, split_rows
-from fourm.data.parts import Part, list_parts
+from fourm.data.parts import DatasetPart, list_parts
 from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, check_number, shard_name, take_shards
@@ -37,7 +37,7 @@ from fourm.sources.containers import (
     found_container,
     is_counted,
 )
-from fourm.sources.datasets import Wanted, find_lacking, hold_whole_keys, notes_of_lacking, read_part
+from fourm.sources.datasets import WantedFiles, find_lacking, hold_whole_keys, notes_of_lacking, read_part
 from fourm.sources.reading import read_pictures, read_samples
 from fourm.sources.source import EMPTY, STREAM, Source, checked_source, is_dataset
 from fourm.sources.texts import (
@@ -87,17 +87,17 @@ class Asked:
     keeps: tuple[Keep, ...] = ()
     later: tuple[Keep, ...] = ()
     size: int = SHARD_SIZE
-    more: tuple[str, ...] = ()  # see `Wanted`
+    more: tuple[str, ...] = ()  # see `WantedFiles`
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> WantedFiles:
         """What of a dataset is read."""
         keeps = (*self.keeps, *self.later)
         raw = {*self.raw, *(keep.target for keep in keeps if keep.raw)}
-        return Wanted(tuple(map(self.model.registry.get, self.read)), raw, keeps, self.later, self.more)
+        return WantedFiles(tuple(map(self.model.registry.get, self.given)), raw, keeps, self.later, self.more)
 
     @property
-    def read(self) -> tuple[str, ...]:
+    def given(self) -> tuple[str, ...]:
         """All modalities of which something is read: conditions, and targets of which a part is kept."""
         return tuple(dict.fromkeys((*self.conditions, *(k.target for k in (*self.keeps, *self.later)))))
 
@@ -130,14 +130,14 @@ class _Numbers:
         return Dataset(tuple(map(Sample, number_keys(shard.count, shard.first))))
 
 
-def find_numbers(asked: Asked, stdin: BinaryIO) -> Shards | None:
+def _numbered_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards without any input: ranges of numbers."""
     source = asked.source
-    is_empty = source.data is None and not (source.prompts or source.paths or source.files or asked.read)
+    is_empty = source.data is None and not (source.prompts or source.paths or source.files or asked.given)
     if source.data != EMPTY and not is_empty:
         return None
-    if asked.read or source.paths or source.files or source.num_samples is None:
-        return _find_listed(asked, stdin)  # which says what is wrong
+    if asked.given or source.paths or source.files or source.num_samples is None:
+        return _listed_shards(asked, stdin)  # which says what is wrong
     check_number(total := source.num_samples, asked.size)
     return Shards(Ranges(total, asked.size, "numbers"), _Numbers(), Input("none"), total=total)
 
@@ -189,15 +189,15 @@ class _Lines:
             return [Sample(number_keys(1, first)[0], problem=str(error))]
 
 
-def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
+def _line_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of a file of texts, or of standard input: ranges of lines."""
     source, model = asked.source, asked.model
     is_other = source.prompts or source.paths or source.files
     is_texts = not is_other and (source.is_text_file or source.data is None)
-    if not is_texts or source.subset_seed is not None or not asked.read:
+    if not is_texts or source.subset_seed is not None or not asked.given:
         return None
     check_text_keeps((*asked.keeps, *asked.later))
-    rows = check_text_conditions(source, asked.read, model)
+    rows = check_text_conditions(source, asked.given, model)
     path = _spool(stdin, default_suffix(rows)) if source.data == STREAM else text_file(source, model)
     label = source.data if source.data and is_remote(source.data) else str(path)
     label = "standard input" if source.data == STREAM else label
@@ -207,7 +207,7 @@ def find_lines(asked: Asked, stdin: BinaryIO) -> Shards | None:
     scan = scan_lines(path, suffix, asked.size, label)
     if scan.has_marks:  # they decide what is made, so all texts have to be known
         with open_file(path) as file:  # standard input has been read
-            return _find_listed(asked, file)
+            return _listed_shards(asked, file)
     total = scan.total if source.num_samples is None else min(scan.total, source.num_samples)
     check_number(total, asked.size)
     where = str(path) if source.data == STREAM else label
@@ -238,10 +238,10 @@ class _Containers:
         return replace(dataset, samples=self.reader.wanted.finish(dataset.samples, self.source))
 
 
-def find_containers(asked: Asked, stdin: BinaryIO) -> Shards | None:
+def _container_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of tars and of files whose rows are not counted, one each; ranges of rows of others."""
     source = asked.source
-    if not source.containers or not asked.read or source.subset_seed is not None:
+    if not source.containers or not asked.given or source.subset_seed is not None:
         return None
     if source.num_samples is not None and not all(map(is_counted, source.containers)):
         return None
@@ -272,7 +272,7 @@ class _Parts:
     """Parts of a dataset; `parts` of a shard name the folder, and its range of samples, if it is no tar."""
 
     source: Source
-    wanted: Wanted
+    wanted: WantedFiles
     root: Path
     folders: Mapping[str, str]  # by modality
 
@@ -281,16 +281,16 @@ class _Parts:
         if kind == "problem":
             return Dataset((Sample(Key(str(folder), UNKNOWN), problem=str(rest[0])),))
         count, begin, end = map(int, rest) if rest else (None, 0, 0)
-        part = Part(str(folder), count)
+        part = DatasetPart(str(folder), count)
         dataset = read_part(self.root, self.folders, self.wanted.beside, part, slice(begin, end))
         return replace(dataset, samples=self.wanted.finish(dataset.samples, self.source))
 
 
-def find_parts(asked: Asked, stdin: BinaryIO) -> Shards | None:
+def _dataset_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of a dataset: each tar and each folder of its first condition, a large folder in ranges."""
     source, root = asked.source, Path(asked.source.data or "")
     is_other = source.data is None or source.containers or source.paths or source.files
-    if is_other or not asked.read or not root.is_dir() or source.num_samples is not None:
+    if is_other or not asked.given or not root.is_dir() or source.num_samples is not None:
         return None
     folders = asked.wanted.folders(root)
     for folder in (*folders.values(), *asked.wanted.beside):
@@ -342,11 +342,11 @@ class _Pictures:
         source, wanted = replace(asked.source, num_samples=None), asked.wanted
         nothing = io.BytesIO()
         keeps = wanted.keeps
-        dataset = read_pictures(source, asked.read, asked.model, nothing, wanted.raw, keeps, pictures)
+        dataset = read_pictures(source, asked.given, asked.model, nothing, wanted.raw, keeps, pictures)
         return replace(dataset, samples=dataset.samples[: shard.count])
 
 
-def find_picture_ranges(asked: Asked, stdin: BinaryIO) -> Shards | None:
+def _picture_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     """Shards of a folder of pictures: ranges of its sorted listing. Words are one prompt for all."""
     source = asked.source
     is_folder = len(source.paths) == 1 and os.path.isdir(source.paths[0])
@@ -398,7 +398,7 @@ def _with_names(read: Input, shards: Sequence[Shard]) -> Input:
     return replace(read, sha256=hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest())
 
 
-def _find_listed(asked: Asked, stdin: BinaryIO) -> Shards:
+def _listed_shards(asked: Asked, stdin: BinaryIO) -> Shards:
     """Shards of any input: all samples are listed, as `read_samples` does, and divided."""
     whole = read_samples(
         asked.source, asked.conditions, asked.model, stdin, asked.raw, asked.keeps, asked.later
@@ -418,5 +418,5 @@ def _spool(stdin: BinaryIO, suffix: str) -> Path:
 
 # Each finds the shards of one kind of input, or None where it is of another kind; the first one counts.
 KINDS: tuple[Callable[[Asked, BinaryIO], Shards | None], ...] = (
-    find_numbers, find_containers, find_parts, find_picture_ranges, find_lines, _find_listed,
+    _numbered_shards, _container_shards, _dataset_shards, _picture_shards, _line_shards, _listed_shards,
 )  # fmt: skip
