@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +32,11 @@ def print_path(path: str | Path) -> None:
 def print_json(value: object) -> None:
     """Print data for a program to stdout."""
     print(as_addresses(json.dumps(value, indent=2)))
+
+
+def print_stages(said: Sequence[Mapping[str, object]], **more: object) -> None:
+    """Print data of a run to stdout, with that of super-resolution, where there is one, under `sr`."""
+    print_json({**more, **said[0], **({"sr": said[1]} if said[1:] else {})})
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ from fourm.files.opening import local_name, output_path, real
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import AUTO
 from fourm.schedule.settings import RunSettings, merge, read_settings
-from fourm_cli import given, options
+from fourm_cli import options, sample_options
 from fourm_cli.making import make, make_tokens
 from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
 from fourm_cli.sharding import Sharded
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 @with_options(
-    **given.OPTIONS,
+    **sample_options.OPTIONS,
     out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
                "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
                parser=options.parse_out),
     dry_run=option("Only say what would be made, its size and time; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
-    *, inputs: given.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
-    sr_model: str | None = None, machine: options.Machine, engine: options.Engine,
+    *, inputs: sample_options.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
+    sr_model: str | None = None, machine: options.Machine, engine: options.Execution,
     configs: options.ConfigFiles, num_variations: int | None = None, seed: int | None = None,
     fit: str | None = None, weights: str | None = None, out: options.Out | None = None,
-    layout: options.Layout, writing: options.Writing, dry_run: bool = False, report: options.Report,
+    layout: options.Layout, writing: options.Writing, dry_run: bool = False, report: options.Reporting,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -81,10 +81,10 @@ def generate(
             "configuration files": configs.paths, "--sr-model": sr_model, **layout.named(), **writing.named(),
         })  # fmt: skip
         again = _repeat(replay, files, _requester(machine, layout, writing, run_settings, out))
-        make(*again, report, dry_run, engine=engine)
+        make(*again, report, engine, dry_run)
         return
     source = inputs.source(run_settings, num_variations or run_settings.num_variations or 1, files)
-    settings = replace(settings, base=given.with_conditions(settings.base, source))
+    settings = replace(settings, base=sample_options.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
     make_request = _requester(machine, layout, writing, run_settings, out, source.data)
@@ -99,7 +99,7 @@ def generate(
         only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
     ).staged()]  # fmt: skip
     requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
-    make(requests, dataset, report, dry_run, sharded, engine)
+    make(requests, dataset, report, engine, dry_run, sharded)
 
 
 @with_options(
@@ -115,10 +115,10 @@ def generate(
 )  # fmt: skip
 def sr(
     *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
-    machine: options.Machine, engine: options.Engine, config: Path | None = None,
+    machine: options.Machine, engine: options.Execution, config: Path | None = None,
     sr_config: Path | None = None, num_variations: int | None = None, seed: int | None = None,
     weights: str | None = None, out: options.Out | None = None, layout: options.Layout,
-    writing: options.Writing, report: options.Report,
+    writing: options.Writing, report: options.Reporting,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -162,17 +162,17 @@ def sr(
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    make([request.staged()], dataset, report, sharded=sharded, engine=engine)
+    make([request.staged()], dataset, report, engine, sharded=sharded)
 
 
 @with_options(
     data=argument(
         "A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT; tars with KEY.jpg, KEY.depth.png ... "
         "('{00000..00099}.tar'), Parquet files, a folder of them, hf://datasets/OWNER/NAME, s3://bucket/x.",
-        "DATA", parser=given.parse_data, show_default=False),
+        "DATA", parser=sample_options.parse_data, show_default=False),
     modalities=option("Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.",
                       "NAMES", INPUT),
-    map=given.OPTIONS["map"],
+    map=sample_options.OPTIONS["map"],
     crops=option(
         "Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
         "else 1.", "N", RUN),
@@ -187,9 +187,9 @@ def sr(
 )  # fmt: skip
 def tokenize(
     *, data: str, modalities: str | None = None, map: list[str] | None = None, model: str | None = None,
-    machine: options.Machine, engine: options.Engine, crops: int | None = None, min_scale: float = 0.8,
+    machine: options.Machine, engine: options.Execution, crops: int | None = None, min_scale: float = 0.8,
     fit: str | None = None, seed: int | None = None, out: options.Out | None = None, layout: options.Layout,
-    dry_run: bool = False, report: options.Report,
+    dry_run: bool = False, report: options.Reporting,
 ) -> None:  # fmt: skip
     """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
 
@@ -211,7 +211,7 @@ def tokenize(
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = _with_parts(files, machine, RunSettings())
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
-    raw, is_sharded = find_raw(data, given.parse_map(map or ()), files, names), layout.check_format()
+    raw, is_sharded = find_raw(data, sample_options.parse_map(map or ()), files, names), layout.check_format()
     out = layout.choose_out(out, None if is_sharded or not raw.is_folder else output_path(data))
     world = parse_world(machine.shard, os.environ)
     folder = _choose_folder(layout, out.folder if out else None, world.size, data)
@@ -233,7 +233,7 @@ def tokenize(
 
 def _read_input(
     source: "Source", chain: "Chain", files: "ModelFiles", later: "Sequence[Keep]",
-    inputs: given.SampleOptions, layout: options.Layout,
+    inputs: sample_options.SampleOptions, layout: options.Layout,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
     """The samples; of an input in shards, only those that had to be listed, and its shards."""
     from fourm.data.dataset import Dataset

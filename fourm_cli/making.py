@@ -22,6 +22,7 @@ from fourm_cli.console import (
     note,
     print_json,
     print_path,
+    print_stages,
     print_table,
     quiet_library,
     size_text,
@@ -38,8 +39,8 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
 
 
 def make(
-    requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False,
-    sharded: Sharded | None = None, engine: options.Engine = options.Engine(),  # noqa: B008
+    requests: "Sequence[Request]", dataset: "Dataset", report: options.Reporting, engine: options.Execution,
+    dry_run: bool = False, sharded: Sharded | None = None,
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
     quiet_library(report.quiet or requests[0].world.group_rank > 0)
@@ -73,8 +74,8 @@ def make(
 
 
 def make_shards(
-    requests: "Sequence[Request | TokenizeRequest]", sharded: Sharded, engine: options.Engine,
-    notes: Iterable[str], report: options.Report, dry_run: bool,
+    requests: "Sequence[Request | TokenizeRequest]", sharded: Sharded, engine: options.Execution,
+    notes: Iterable[str], report: options.Reporting, dry_run: bool,
 ) -> None:  # fmt: skip
     """Check where shards go, and make them or have them made by an engine."""
     request, world = requests[0], requests[0].world
@@ -100,8 +101,8 @@ def make_shards(
 
 
 def make_tokens(
-    request: "TokenizeRequest", raw: "RawInput", dataset: "Dataset", report: options.Report, dry_run: bool,
-    sharded: Sharded | None, engine: options.Engine,
+    request: "TokenizeRequest", raw: "RawInput", dataset: "Dataset", report: options.Reporting, dry_run: bool,
+    sharded: Sharded | None, engine: options.Execution,
 ) -> None:  # fmt: skip
     """Turn values into tokens, in files that are kept or in shards."""
     notes = _token_notes(request, raw, dataset, sharded)
@@ -126,7 +127,7 @@ def make_tokens(
 
 def _make_in_folder(
     begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
-    notes: Iterable[str], report: options.Report, share: str, always: bool = False,
+    notes: Iterable[str], report: options.Reporting, share: str, always: bool = False,
 ) -> None:  # fmt: skip
     """Do runs in a folder that is theirs; see `follow`. An interrupted one is told how to go on."""
     from fourm.output.joining import check_output
@@ -145,7 +146,7 @@ def _make_in_folder(
         remove_empty(made)  # where a mistake came to light later
 
 
-def _check_log(request: "Request | TokenizeRequest", report: options.Report) -> None:
+def _check_log(request: "Request | TokenizeRequest", report: options.Reporting) -> None:
     log = report.log_json
     if log is not None and real(log).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
@@ -195,7 +196,7 @@ def _notes_of(dataset: "Dataset") -> Iterator[str]:
     yield from (f"note: {text}" for text in dataset.notes)
 
 
-def _note_dtype(request: "Request | TokenizeRequest", report: options.Report) -> None:
+def _note_dtype(request: "Request | TokenizeRequest", report: options.Reporting) -> None:
     """Say where another dtype would be faster. It depends on the device, so torch is imported."""
     from fourm.runs.device import advise_dtype
 
@@ -237,7 +238,7 @@ def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
     return [base, *(sr_request(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
 
 
-def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
+def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Reporting) -> None:
     """Print what a run would make, and then, since it is measured, how long that would take."""
     from fourm.runs.pipeline import measure, plan
 
@@ -247,7 +248,7 @@ def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: opt
     _note_dtype(requests[0], report)
     if report.as_json:
         said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
-        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_stages(said)
         return
     for number, one in enumerate(plans):
         if number:
@@ -271,7 +272,7 @@ def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: opt
 
 def follow(
     begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
-    notes: Iterable[str], report: options.Report, share: str, always: bool = False,
+    notes: Iterable[str], report: options.Reporting, share: str, always: bool = False,
 ) -> None:  # fmt: skip
     """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed.
 
@@ -298,7 +299,7 @@ def follow(
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
                  "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
-        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_stages(said, out=str(request.out))
     elif rank == 0:
         print_path(request.out)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes

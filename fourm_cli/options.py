@@ -319,7 +319,7 @@ def parse_out(text: str) -> Out:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Reporting:
     """What is said of a run while it goes on, and at its end."""
 
     quiet: bool = False
@@ -328,7 +328,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class Execution:
     """Who makes shards."""
 
     executor: str = EXECUTORS[0]

@@ -11,7 +11,7 @@ from fourm.files.opening import local_path
 from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
 from fourm.hub.header import AUTO, FULL
 from fourm.schedule.settings import Settings, read_settings
-from fourm_cli.console import note, print_json, print_table, size_text
+from fourm_cli.console import note, print_stages, print_table, size_text
 from fourm_cli.help import help_of, show_group
 from fourm_cli.options import ConfigFiles, ScheduleWithSr, option, with_options
 
@@ -53,7 +53,7 @@ def validate(
     costs = _costs(settings, stages, width, weights or FULL)
     if as_json:
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
-        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_stages(said)
         return
     tables = [
         {
@@ -106,7 +106,7 @@ def show(
         save_drawing(draw_chain(stages[0][1], stages[0][0].name, size or WIDTH), chart)
     if as_json:
         said = [chain.to_json() for _, chain in stages]
-        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_stages(said)
         return
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     for number, (files, chain) in enumerate(stages):

@@ -41,7 +41,7 @@ class Sharded:
 
         return plan(requests, self.shards, self.format, self.size, self.retry_failed)
 
-    def begin(self, requests: "Sequence[AnyRequest]", engine: options.Engine) -> "Iterator[Event]":
+    def begin(self, requests: "Sequence[AnyRequest]", engine: options.Execution) -> "Iterator[Event]":
         """Open the folder, and make the shards of this process."""
         from fourm.batch.local import count_workers, run_share
         from fourm.batch.ray import run_ray
@@ -56,8 +56,8 @@ class Sharded:
         return run_share(batch, batch.share(world.rank, world.size), workers)
 
     def submit(
-        self, request: "AnyRequest", engine: options.Engine, notes: Iterable[str], report: options.Report,
-        dry_run: bool,
+        self, request: "AnyRequest", engine: options.Execution, notes: Iterable[str],
+        report: options.Reporting, dry_run: bool,
     ) -> None:  # fmt: skip
         """Submit the run as an array of SLURM, or print the script that does."""
         from fourm.batch.slurm import job_script, submit, task_command
@@ -82,7 +82,7 @@ class Sharded:
         else:
             print_path(out)
 
-    def print_plan(self, requests: "Sequence[AnyRequest]", report: options.Report) -> None:
+    def print_plan(self, requests: "Sequence[AnyRequest]", report: options.Reporting) -> None:
         """Print what this process would make."""
         batch, world, out = self.plan(requests[:1]), requests[0].world, str(requests[0].out)
         share = batch.share(world.rank, world.size)
