@@ -275,7 +275,7 @@ def _print_status(one: "Status") -> None:
     for text in one.damaged[:SHOWN]:
         print(f"damaged: {text}; --resume makes it again")
     for reason, number in one.reasons[:SHOWN]:
-        print(f"failed: {number:,} times {printable(reason)}")
+        print(f"failed {counted(number, 'time')}: {printable(reason)}")
 
 
 @with_options()

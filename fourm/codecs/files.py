@@ -220,7 +220,8 @@ def _stored_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
     """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError."""
-    data = strip_metadata(_read_bytes(path, MAX_BYTES))
+    stored = _read_bytes(path, MAX_BYTES)
+    data = strip_metadata(stored)
     try:
         problem = f"{path}: not a picture that can be read"
         with _parsing(problem), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -235,9 +236,9 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
         problem = f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
-        if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
+        if kind := next((name for start, name in _STARTS.items() if stored.startswith(start)), ""):
             problem = f"{path}: not a picture that can be read (a damaged {kind} file)"
-        elif data.startswith((b"\x93NUMPY", b"PK\3\4")):
+        elif stored.startswith((b"\x93NUMPY", b"PK\3\4")):
             problem = f"{path}: holds an array, where a picture belongs"
         raise SampleError(problem) from error
 
