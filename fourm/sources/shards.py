@@ -24,7 +24,7 @@ from fourm.data.pictures import count_pictures, pictures_in
 from fourm.data.prompts import OTHER_TEXTS, PartOfTable
 from fourm.data.shards import SHARD_SIZE, Ranges, Shard, check_number, shard_name, take_shards
 from fourm.data.storage import is_remote, local_file
-from fourm.errors import UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.files.opening import open_file
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import Modality
@@ -408,11 +408,14 @@ def _listed_shards(asked: Asked, stdin: BinaryIO) -> Shards:
 
 def _spool(stdin: BinaryIO, suffix: str) -> Path:
     """A temporary file with what a stream holds; it is deleted when this process ends."""
-    with tempfile.NamedTemporaryFile(prefix="fourm-stdin-", suffix=suffix, delete=False) as file:
-        path = Path(file.name)
-        atexit.register(path.unlink, missing_ok=True)
-        while block := stdin.read(1 << 20):
-            file.write(block)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="fourm-stdin-", suffix=suffix, delete=False) as file:
+            atexit.register((path := Path(file.name)).unlink, missing_ok=True)
+            while block := stdin.read(1 << 20):
+                file.write(block)
+    except OSError as error:
+        where = f"{tempfile.gettempdir()} ({error.strerror}); TMPDIR names another folder"
+        raise FourMError(f"standard input cannot be kept in {where}") from error
     return path
 
 

@@ -1,5 +1,6 @@
 """Shards of an input hold the samples that are read of the whole, under the same names."""
 
+import errno
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ import pytest
 
 from fourm.data import lines
 from fourm.data.layout import Sample
-from fourm.errors import UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.files.opening import read_bytes
 from fourm.hub.files import ModelFiles, find_model
 from fourm.sources.reading import read_samples
@@ -192,3 +193,12 @@ def test_a_shard_is_plain_data(model: ModelFiles, tmp_path: Path) -> None:
         "number": 1, "name": "00001", "first": 1, "count": 1,
         "parts": ["lines", str(tmp_path / "p.txt"), 13, 27, 2],
     }  # fmt: skip
+
+
+def test_a_stream_that_cannot_be_kept_is_told(model: ModelFiles) -> None:
+    class Full(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(FourMError, match=r"standard input cannot be kept in .* \(No space left"):
+        list_shards(Source(data="-"), ["caption"], model, Full())
