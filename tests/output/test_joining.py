@@ -154,6 +154,8 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"origin": SETTINGS.as_origin()}, "origin.model is absent there"),
     ({"fit": "pad"}, 'fit is "crop" there and "pad" here'),
     ({"restore": True}, "restore is false there and true here"),
+    ({"num_crops": 4}, "num_crops is 1 there and 4 here"),
+    ({"min_scale": 0.5}, "min_scale is null there and 0.5 here"),
 ]
 
 
