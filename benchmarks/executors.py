@@ -1,6 +1,6 @@
 """What the engines that hand out shards cost, beside as many plain processes that share them (`--shard i/n`).
 
-    python -m benchmarks.executors [--rounds 3] [--shards 4,24] [--json FILE]
+    python -m benchmarks.executors [--rounds 3] [--shards 4,64] [--json FILE]
 
 Each engine makes few shards and many, two processes at a time, in turns with the others, by commands of their
 own with the embedded model. The line through both is a start, which is paid once, and a shard. *CPU* is the
@@ -78,7 +78,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, of which the median counts")
-    parser.add_argument("--shards", default="4,24", help="few and many")
+    parser.add_argument("--shards", default="4,64", help="few and many")
     add_json(parser)
     args = parser.parse_args()
     few, many = (int(word) for word in args.shards.split(","))

@@ -11,6 +11,7 @@ samples need and leave is computed from these and from three real shards.
 """
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
@@ -28,11 +29,14 @@ from fourm.data.containers import read_member, split_path
 from fourm.data.layout import number_keys
 from fourm.data.shards import SHARD_SIZE, SHARDS, shard_name
 from fourm.files.writing import remove_leftovers
+from fourm.hub.files import find_model
 from fourm.output.markers import Counts, Marker, marker_path, read_markers, settings_digest
 from fourm.output.members import Member
 from fourm.output.record import RUN, format_run
 from fourm.output.samples import load_run
 from fourm.output.shard_files import ShardFiles
+from fourm.sources.shards import list_shards
+from fourm.sources.source import Source
 
 RANK, SIZE = 7, 100  # of the process that is measured
 STEPS = ("--model", "demo", "--device", "cpu", "--steps", "2", "--batch-size", "8", "--format", "shards")
@@ -90,18 +94,27 @@ def main() -> None:
         most.add(table, f"the same, in {args.shards:,} shards", args.shards)
         measure_resume(table, Path(work), args.done)
         measure_verify(table, Path(work), [int(word) for word in args.verify.split(",")])
-        growth = growth_of(starts[min(starts)], starts[max(starts)], max(starts), most, args.shards)
-        report_files(table, Path(work), starts[min(starts)], growth)
+        growth = growth_of(Path(work), max(counts), starts[min(counts)], most, args.shards)
+        report_files(table, Path(work), starts[min(counts)], growth)
 
 
-def growth_of(least: Start, start: Start, prompts: int, most: Start, shards: int) -> Growth:
-    """What further prompts and shards add to the start with the fewest.
+def growth_of(work: Path, prompts: int, least: Start, most: Start, shards: int) -> Growth:
+    """What further prompts and shards add to the start with the fewest; most: the start with so many shards.
 
-    start: with so many prompts in shards of the usual size; most: with a shard for each of so many prompts.
+    Processor time is that of listing alone: the rest of a start varies by more than it.
     """
-    by_prompt = max(0.0, start.cpu - least.cpu) / prompts
-    rest = most.cpu - least.cpu - by_prompt * shards
-    return Growth(by_prompt, max(0.0, rest) / shards, max(0.0, most.peak - least.peak) / shards)
+    few, many = (listing(work, prompts, size) for size in (SHARD_SIZE, 1))
+    memory = max(0.0, most.peak - least.peak) / shards
+    return Growth(few / prompts, max(0.0, many - few) / prompts, memory)
+
+
+def listing(work: Path, count: int, size: int) -> float:
+    """Seconds of processor time in which the shards of so many prompts are listed."""
+    model = find_model("demo")
+    source = Source(data=str(write_prompts(work, count)))
+    began = time.process_time()
+    list_shards(source, ["caption"], model, io.BytesIO(), size=size)
+    return time.process_time() - began
 
 
 def measure_start(work: Path, count: int, size: int = 0) -> Start:
