@@ -18,7 +18,7 @@ from fourm.data.shards import Shard
 from fourm.files.copies import delete_home
 from fourm.files.writing import remove_leftovers
 
-PATIENCE = 10.0  # seconds in which a process without a shard ends by itself
+PATIENCE = 5.0  # seconds in which a process ends, before it is killed
 
 
 @dataclass(eq=False, slots=True)
@@ -45,10 +45,11 @@ class _Process:
         return [said]
 
     def end(self, is_busy: bool) -> None:
-        """Close its connection, which ends a process that has no shard; kill others, stopped ones too."""
+        """Close its connection, which ends a process that has no shard; one that does not end is killed."""
         self.connection.close()
-        if not is_busy:
-            self.process.join(PATIENCE)
+        if is_busy:
+            self.process.terminate()
+        self.process.join(PATIENCE)
         self.process.kill()
         self.process.join()
 
