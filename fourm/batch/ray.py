@@ -127,8 +127,10 @@ def _get(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise as_end(error.cause) from None
     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-        first = str(error).strip().partition("\n")[0].rstrip(".")
-        raise Died(f"died ({first})") from error
+        lines = str(error).strip().splitlines()
+        if getattr(error, "actor_init_failed", False):
+            raise FourMError(f"an actor of Ray cannot be started: {lines[-1]}") from error
+        raise Died(f"died ({lines[0].rstrip('.')})") from error
 
 
 def _import_ray() -> Any:

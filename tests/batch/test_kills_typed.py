@@ -176,4 +176,4 @@ def test_after_many_kills_a_resumed_command_leaves_the_same_bytes(
     states = check_kills(command, form, kills, tmp_path)
     print(form, states.total(), "kills:", dict(states))
     assert states.total() >= kills
-    assert len(states) >= 4
+    assert len(states) >= 3
