@@ -81,7 +81,7 @@ def check(out: Path, whole: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "orders", [[(2, 0, 3, 1)], pytest.param(list(permutations(range(4)))[1:], marks=pytest.mark.more)]
+    "orders", [[(2, 0, 3, 1)], pytest.param(list(permutations(range(4)))[5::6], marks=pytest.mark.more)]
 )
 def test_shards_in_any_order(
     orders: list[tuple[int, ...]], make: Make, whole: dict[str, bytes], tmp_path: Path
