@@ -50,7 +50,20 @@ NO_PATHS = {
         "shard",
         "detokenizer_solver",
     ),
-    "tokenize": ("modalities", "fit", "device", "dtype", "attention", "batch_size", "shard"),
+    "tokenize": (
+        "modalities",
+        "map",
+        "executor",
+        "workers",
+        "sbatch",
+        "format",
+        "fit",
+        "device",
+        "dtype",
+        "attention",
+        "batch_size",
+        "shard",
+    ),
     "download": ("revision",),
     "plot": ("show", "kind"),
     "retrieve": ("by", "metric", "show"),
@@ -63,7 +76,9 @@ NEEDED = {  # arguments without which a command does not look at its options
 }  # fmt: skip
 
 
-READ_ELSEWHERE = {("generate", "data"), ("retrieve", "among"), ("retrieve", "queries")}  # take s3:// as well
+READ_ELSEWHERE = {  # take s3:// as well
+    ("generate", "data"), ("tokenize", "data"), ("retrieve", "among"), ("retrieve", "queries"),
+}  # fmt: skip
 READ_ELSEWHERE |= {(command, "folder") for command in ("plot", "sr", "status", "verify")}
 
 
