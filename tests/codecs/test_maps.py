@@ -465,9 +465,15 @@ def test_good_pixels_beside_spoilt_or_large_metadata_are_read(tmp_path: Path, me
         assert read_size(tmp_path / "x.png") == (4, 4)
 
 
-def test_a_damaged_picture_is_not_told_to_be_of_another_format(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(a damaged PNG file\)"):
+@pytest.mark.parametrize(
+    ("data", "form"), [(b"\x89PNG\r\n\x1a\n" + bytes(40), "PNG"), (b"\xff\xd8\xff\xe0 cut", "JPEG")]
+)
+def test_a_damaged_picture_is_not_told_to_be_of_another_format(
+    data: bytes, form: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.png").write_bytes(data)
+    match = rf"x\.png: not a picture that can be read \(a damaged {form} file\)"
+    with pytest.raises(SampleError, match=match):
         read_pixels(tmp_path / "x.png")
 
 
