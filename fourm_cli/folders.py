@@ -276,6 +276,8 @@ def _print_status(one: "Status") -> None:
         print(f"damaged: {text}; --resume makes it again")
     for reason, number in one.reasons[:SHOWN]:
         print(f"failed {counted(number, 'time')}: {printable(reason)}")
+    if one.failed:
+        print(f"--resume{' --retry-failed' if one.shards is not None else ''} makes failed results again")
 
 
 @with_options()

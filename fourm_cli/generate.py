@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
                "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
                parser=options.parse_out),
-    dry_run=option("Only say what would be made, its size and time; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
     *, inputs: sample_options.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
@@ -108,6 +107,8 @@ def generate(
     data=option(
         "Pictures of which --keep keeps a part: the dataset, folder or file that the run has read, "
         "repeatable. One file serves all samples.", "SOURCE", INPUT, parser=local_name),
+    target_domains="Targets in the order of decoding: tok_clip-tok_rgb. By default tokens that are given, at "
+    "another resolution; to make a picture finer that the run was given: tok_rgb.",
     num_variations="Results per sample. By default as many as the run has.",
     seed="Seed of all random draws. By default that of the run.",
     out=option("Output folder, also in an object store. By default DIR, beside the files that are read.",
@@ -118,7 +119,7 @@ def sr(
     machine: options.Machine, engine: options.Execution, config: Path | None = None,
     sr_config: Path | None = None, num_variations: int | None = None, seed: int | None = None,
     weights: str | None = None, out: options.Out | None = None, layout: options.Layout,
-    writing: options.Writing, report: options.Reporting,
+    writing: options.Writing, dry_run: bool = False, report: options.Reporting,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -162,7 +163,7 @@ def sr(
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
-    make([request.staged()], dataset, report, engine, sharded=sharded)
+    make([request.staged()], dataset, report, engine, dry_run, sharded)
 
 
 @with_options(
@@ -183,7 +184,7 @@ def sr(
                parser=options.parse_out),
     resume="Do what an earlier run in shards left undone; token files are always continued.",
     overwrite="Make tokens anew that are there.",
-    dry_run=option("Only say what would be made; nothing is written.", None, OUTPUT),
+    dry_run="Only say what would be made; nothing is written.",
 )  # fmt: skip
 def tokenize(
     *, data: str, modalities: str | None = None, map: list[str] | None = None, model: str | None = None,

@@ -196,8 +196,9 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "format": option(
         "files; of many samples shards (tars), webdataset, parquet.",
         "NAME", OUTPUT, show_default="files", autocompletion=one_of(*FORMATS)),
-    "shard_size": option("Samples of a shard, at most.", "N", OUTPUT, min=1, show_default=str(SHARD_SIZE)),
-    "retry_failed": option("Make shards with failed samples again.", None, OUTPUT),
+    "shard_size": option("Samples of a shard, at most. A WebDataset tar of the input is one shard.", "N",
+                         OUTPUT, min=1, show_default=str(SHARD_SIZE)),
+    "retry_failed": option("With --resume: make shards with failed samples again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
     "detokenizer_steps": option(
         "Steps of tokenizers that decode by diffusion; at most 25 for previews.", "N", OUTPUT, min=1,
@@ -210,6 +211,9 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "restore": option(
         "Write pictures, maps, boxes as large as the whole picture.", None, OUTPUT),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
+    "dry_run": option(
+        "Only say what would be made; of --format files also its size and time. Nothing is written.",
+        None, OUTPUT),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
     "log_json": option("Write one JSON object per event.", "FILE", OUTPUT, parser=local_path),
@@ -374,8 +378,8 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
         for name, parameter in signature(command).parameters.items():
             kind: Any = parameter.annotation
             if kind in (Schedule, ScheduleWithSr):
-                added = _of_schedule("", "--", SCHEDULE)
-                added += _of_schedule(SR_PREFIX, "--sr-", SR_SCHEDULE) if kind == ScheduleWithSr else []
+                added = _of_schedule("", "--", SCHEDULE, own)
+                added += _of_schedule(SR_PREFIX, "--sr-", SR_SCHEDULE, own) if kind == ScheduleWithSr else []
                 groups[name] = dict, [one.name for one in added]
             elif is_dataclass(kind):
                 added = [_parameter(rows[f.name], f.name, f.type, f.default) for f in fields(kind)]
@@ -414,13 +418,14 @@ def _parameter(row: Any, name: str, kind: Any, default: Any) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
 
 
-def _of_schedule(key: str, flag: str, panel: str) -> list[Parameter]:
-    """A parameter for each setting of schedules, under names that begin in this way."""
+def _of_schedule(key: str, flag: str, panel: str, texts: Mapping[str, Any]) -> list[Parameter]:
+    """A parameter for each setting of schedules, under names that begin in this way; texts: other helps."""
     found = list[Parameter]()
     for setting in OPTIONS:
         name, kind = setting.flag.removeprefix("--"), _KINDS.get(setting.item, str | None)
         flags = f"{flag}{name}/{flag}no-{name}" if setting.item is Item.FLAG else flag + name
         text = f"As {setting.flag}, for super-resolution." if key else f"{setting.help}."
+        text = texts.get(key + setting.key, text)
         row = option(text, setting.item.value[2], panel, flags, show_default=False)
         row.autocompletion = _COMPLETED.get(setting.key)
         found.append(_parameter(row, key + setting.key, kind, None))

@@ -163,9 +163,11 @@ class Tally:
 
     @property
     def saved_text(self) -> str:
-        """How many results are there, of how many: `3 of 20 samples are saved`."""
+        """How many results are there, of how many: `3 of 20 samples are saved`; of shards, what stays."""
         if not (self.start.total or self.counts[Saved]):
             return "it had not begun to make anything"
+        if self.start.shards:
+            return "whole shards are saved, begun ones are made again"
         which = " of super-resolution" if self.start.stage == "sr" else ""
         there = self.start.skipped + self.counts[Saved]
         of = f" of {self.start.total}" if self.start.total else ""
@@ -228,9 +230,11 @@ def headline(start: Started) -> str:
     """The line at the start of a run: samples, model, device, dtype, batch size."""
     unit = f"results, {start.variations} variations each"
     what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
-    what = counted(start.shards, "shard") if start.shards and not start.total else what
+    done = f"{start.skipped}"
+    if start.shards and not start.total:
+        what, done = counted(start.shards, "shard"), counted(start.skipped, "sample")
     what = f"super-resolution of {what}" if start.stage == "sr" else what
-    skipped = f", {start.skipped} already complete" if start.skipped else ""
+    skipped = f", {done} already complete" if start.skipped else ""
     steps = f"{counted(start.steps, 'decoding step')}, " if start.steps else ""
     where = f"{start.device} in {start.dtype}" if start.dtype else start.device
     workers = f", {start.workers} workers" if start.workers > 1 else ""

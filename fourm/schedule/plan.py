@@ -262,8 +262,9 @@ class _Planner:
             tokens = [grid_of_values(name, self.model, writes) or name for name in names]
             found = self._resolve(tokens, where, writes, "produce")
         if not found:
+            why = "" if self.made is None else " and no tokens are given that it could make finer"
             model = f"model '{self.model.name}' produces {', '.join(self.model.writes)}"
-            self.problems.append(f"{where}: no target is named; {model}")
+            self.problems.append(f"{where}: no target is named{why}; {model}: name some")
         for name in (name for name in found if name in conditions):
             is_text = self.model.registry.get(name).kind is Kind.SEQUENCE
             marks = "; [S_1] in the text marks what is to be filled" if is_text else ""

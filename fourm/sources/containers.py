@@ -237,7 +237,8 @@ def describe(reader: ContainerReader, containers: Sequence[Container]) -> str:
     if not first.is_tar:
         columns = reader.columns(first)
         others = [name for name in columns_of(first).kinds if name not in columns.values()]
-        read = [f"{name.partition('@')[0]} from {printable(column)}" for name, column in columns.items()]
+        named = {column: name for name, column in reader.mapping.of_columns(columns_of(first).kinds).items()}
+        read = [f"{named[one].partition('@')[0]} from {printable(one)}" for one in columns.values()]
         return _sentence(first, read, others, "columns")
     first = next((one for one in containers if any(reader.endings(one))), first)
     used, counts = reader.endings(first)

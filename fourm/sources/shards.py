@@ -246,8 +246,10 @@ def _container_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     if source.num_samples is not None and not all(map(is_counted, source.containers)):
         return None
     reader = container_reader(source, asked.wanted, asked.model)
-    note = describe(reader, source.containers)
+    notes: tuple[str, ...] = (describe(reader, source.containers),)
     shards, counts = list[Shard](), count_rows(source.containers)
+    if None in counts and asked.size != SHARD_SIZE:
+        notes += (f"`shard_size={asked.size}`: divides no tar; each is one shard, with all of its samples",)
     for one, num_rows in zip(source.containers, counts, strict=True):
         kind = "elsewhere" if one.origin else "tar" if one.is_tar else "rows"
         parts = (kind, one.origin or str(one.path), one.name)
@@ -264,7 +266,7 @@ def _container_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     total = None if None in counts else sum(shard.count or 0 for shard in shards)
     read = _with_names(reader.wanted.input(source, reader.labels()), shards)
     places = tuple({one.path.parent for one in source.containers})
-    return Shards(shards, _Containers(reader, source), read, (note,), total=total, places=places)
+    return Shards(shards, _Containers(reader, source), read, notes, total=total, places=places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ def test_ranks_make_their_shards_and_say_how_many(
     assert (code, "0 samples generated, 2 already complete, 1 failed" in err) == (3, True)
     code, _, err = run(*words, "--shard-size", 1, "--resume", "--retry-failed", "--dry-run")
     assert code == 0
+    code, script, err = run(
+        "sr", "out", "--model", "demo-sr", "--out", "fine", "--executor", "slurm", "--workers", 2, "--dry-run"
+    )
+    assert (code, script.endswith("--out fine --shard array\n"), Path("fine").exists()) == (0, True, False), (
+        err
+    )
     code, _, err = run(*words, "--shard-size", 2, "--resume")
     assert (code, "shard_size is 1 there and 2 here" in err) == (2, True)
 

@@ -34,6 +34,7 @@ def test_status_counts_shards_results_and_reasons(run: Run, tmp_path: Path) -> N
         "run.json: 3 of 5 shards; 8 of 15 results, 1 failed; 1.6 results/s, about 3.3 s left",
         "missing: 00002, 00004",
         "failed 1 time: is too long",
+        "--resume --retry-failed makes failed results again",
     ]
     for number in (2, 4):
         make_shard(out, record, number)

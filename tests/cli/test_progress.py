@@ -254,6 +254,15 @@ def test_a_signal_is_told_how_much_is_saved() -> None:
     assert caught.value.__notes__ == ["3 of 9 samples of super-resolution are saved"]
 
 
+def test_a_run_in_shards_counts_no_results_of_begun_shards_as_saved() -> None:
+    start = Started(total=0, skipped=40, batch_size=1, model="demo", device="cpu", steps=4, shards=3)
+    assert progress.headline(start).startswith("3 shards, 40 samples already complete; ")
+    tally = progress.Tally(clock=Clock(0.0))
+    for event in (start, Saved("a", 0, ())):
+        tally.take(event)
+    assert tally.saved_text == "whole shards are saved, begun ones are made again"
+
+
 def test_a_stream_that_breaks_off_is_an_error() -> None:
     with pytest.raises(FourMError, match="--resume"):
         progress.show(iter([Loading("x")]), quiet=True, log=None)

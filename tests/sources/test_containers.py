@@ -98,6 +98,8 @@ def read(model: ModelFiles, data: Path | str, conditions: str = "rgb", **more: A
     assert _sorted(sample for one in found for sample in one.samples) == _sorted(whole.samples)
     assert sorted(text for one in found for text in one.incomplete) == sorted(whole.incomplete)
     assert shards.notes[0] == whole.notes[0]
+    is_of_tars = shards.shards[0].parts[:1] == ("tar",)
+    assert ("`shard_size=2`: divides no tar" in shards.notes[-1]) == is_of_tars
     assert replace(shards.input, sha256="") == whole.input  # and the names of shards
     return whole
 
