@@ -147,9 +147,10 @@ class Tally:
         return max(self.start.total - self.start.skipped, 0)
 
     @property
-    def todo_text(self) -> str:
-        """The number of results to make, or `?`."""
-        return f"{self.todo}" if self.start.total else "?"
+    def made_text(self) -> str:
+        """`3/20 samples`; `3 samples` where it is not known how many there are."""
+        made = self.counts[Saved]
+        return f"{made}/{self.todo} {self.unit}s" if self.start.total else counted(made, self.unit)
 
     @property
     def by_result(self) -> bool:
@@ -250,7 +251,7 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
     elif isinstance(event, Detokenized):
         what = f"; {event.target} to values, step {event.done}/{event.total}"
     time_left = "" if left is None else f", {duration(left)} left"
-    return f"{tally.counts[Saved]}/{tally.todo_text} {tally.unit}s{what}{time_left}"
+    return f"{tally.made_text}{what}{time_left}"
 
 
 def summary(end: Finished, tally: Tally) -> str:
@@ -288,7 +289,7 @@ def live_display(tally: Tally) -> RenderableType:
         facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
     for name, done, total, what, more in rows:
         bar = ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
-        grid.add_row(printable(name), bar, f"{what}{done}/{total}", more)
+        grid.add_row(printable(name), bar, f"{what}{done}/{total}" if total else f"{done}", more)
     facts = [tally.loading] if tally.loading else facts
     facts += [f"{tally.counts[Failed]} failed"] if tally.counts[Failed] else []
     return Group(grid, Text(", ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))

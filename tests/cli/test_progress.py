@@ -261,6 +261,10 @@ def test_a_run_in_shards_counts_no_results_of_begun_shards_as_saved() -> None:
     for event in (start, Saved("a", 0, ())):
         tally.take(event)
     assert tally.saved_text == "whole shards are saved, begun ones are made again"
+    assert progress.progress_line(tally, Saved("a", 0, ())) == "1 sample"  # of an unknown number
+    drawn = io.StringIO()
+    Console(width=80, file=drawn).print(progress.live_display(tally))
+    assert "/" not in drawn.getvalue().splitlines()[0]
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
