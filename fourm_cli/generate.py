@@ -262,9 +262,10 @@ def _read_sr(
     from fourm.sources.shards import shards_of_samples
 
     check_kept_data(root, origin, chain, data)
-    made, is_asked = origin.record if origin else None, layout.check_format()
+    made = origin.record if origin else None
     there = made.layout if made is not None else FILES
-    form = layout.format if is_asked else there
+    form = there if layout.format == FILES else layout.format
+    is_asked = replace(layout, format=form).check_format()
     if is_beside and form != there:
         raise UsageError(f"--format {form}: {root} holds {there}; --out puts the results elsewhere")
     if store and form == FILES:

@@ -302,5 +302,9 @@ def follow(
         print_stages(said, out=str(request.out))
     elif rank == 0:
         print_path(request.out)
-    if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
+    if world.group_size > 1:  # torchrun would end the other processes
+        return
+    if problem := next((end.problem for end in ends if end.problem), ""):
+        raise SampleError(problem)
+    if any(end.failed for end in ends):
         raise typer.Exit(SampleError.exit_code)

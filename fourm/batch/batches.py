@@ -105,9 +105,8 @@ class Batch:
 
     def stages(self) -> list[Stage]:
         """The runs over each shard, checked. UsageError for settings, MissingError for missing files."""
-        given = ShardedInput(
-            self.format, len(self.shards.shards), self.size, self.shards.total or 0, self.shards.input
-        )
+        samples, shards = self.shards.counts
+        given = ShardedInput(self.format, shards, self.size, samples, self.shards.input)
         base = prepare(self.requests[0], given)
         following = [one for one in self.requests[1:] if isinstance(one, Request)]
         return [base, *(prepare_sr(base, one, given) for one in following)]

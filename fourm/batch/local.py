@@ -1,6 +1,7 @@
 """Makes the shards of one process, here or in processes of this machine, as one stream of events."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +11,12 @@ from fourm.batch.dispatch import Said
 from fourm.batch.pool import run_pool
 from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
+from fourm.data.dataset import lacked
 from fourm.inputs.world import World
 from fourm.results.events import Event, Failed, Finished, Started
 from fourm.runs.device import choose_device
+
+MAX_LACKING = 5  # kinds of files that samples lack, which are named at the end
 
 
 def run_share(batch: Batch, share: Share, workers: int = 1) -> Iterator[Event]:
@@ -50,8 +54,10 @@ def summed(batch: Batch, share: Share, made: Iterator[Said]) -> Iterator[Event]:
     """Pass events on, and sum up the reports in the last one."""
     started = time.perf_counter()
     saved, skipped, failed, incomplete = 0, share.done.saved, share.done.failed, share.done.incomplete
+    lacking = Counter[str]()
     for event in made:
         if isinstance(event, Report):
+            lacking.update(lacked(text) for text in event.incomplete)
             if event.lost:
                 due = (event.shard.count or 1) * batch.variations * len(batch.requests)
                 failed += due
@@ -65,7 +71,8 @@ def summed(batch: Batch, share: Share, made: Iterator[Said]) -> Iterator[Event]:
         else:
             yield event
     seconds = time.perf_counter() - started
-    yield Finished(saved, skipped, failed, seconds, incomplete=incomplete)
+    said = tuple(f"{count:,} lack {what}" for what, count in lacking.most_common(MAX_LACKING))
+    yield Finished(saved, skipped, failed, seconds, incomplete=incomplete, lacking=said)
 
 
 def count_workers(batch: Batch, asked: str | None) -> int:

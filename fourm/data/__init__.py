@@ -7,7 +7,7 @@ PUBLIC = {
     "containers": """CONTAINER_SUFFIXES Container containers_in ending_of expand_braces find_containers
         is_container is_there name_containers read_member split_path""",
     "dataset": """Dataset EXTENSIONS Input Listing PICTURE_SUFFIXES TOKENIZER UNKNOWN check_readable
-        choose_samples find_folder flat_advice folders_in list_dataset list_folder match_listings
+        choose_samples find_folder flat_advice folders_in lacked list_dataset list_folder match_listings
         match_spellings suffix_of""",
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart escape_dots file_name

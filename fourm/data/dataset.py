@@ -158,6 +158,11 @@ def match_listings(
     return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
 
 
+def lacked(sentence: str) -> str:
+    """What a sample lacks, of its sentence in `Dataset.incomplete`."""
+    return sentence.rpartition(" lacks ")[2]
+
+
 def check_readable(where: Path | str, dataset: Dataset, wanted: str) -> None:
     """UsageError: no sample is complete, or none can be read. wanted: what a complete one has."""
     samples = dataset.samples

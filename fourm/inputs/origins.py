@@ -116,7 +116,7 @@ def read_sr_input(
         samples, lacking = add_kept(samples, given, chain.keeps)
         incomplete += lacking
         if not samples:
-            raise UsageError(f"`data={data[0]}`: {incomplete[-1]}, nor any other sample of {root}")
+            raise UsageError(f"`data={data[0]}`: {incomplete[-1]}, as all samples of {root} do")
     return Dataset(tuple(samples), tuple(incomplete), input=Input("run"))
 
 

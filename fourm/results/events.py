@@ -156,7 +156,16 @@ class Finished:
     seconds: float  # that the run took
     stage: str = "base"  # or "sr"
     incomplete: int = 0  # samples of a sharded run that lack a file
+    lacking: tuple[str, ...] = ()  # how many of those read now lack what: "7 lack a file in depth"
     to_json = _to_json
+
+    @property
+    def problem(self) -> str:
+        """Why a sharded run has no results, where none of its samples has all files; else ""."""
+        if not self.incomplete or self.saved or self.skipped or self.failed:
+            return ""
+        why = ", ".join(self.lacking) or "the markers below done/ say what they lack"
+        return f"none of the {self.incomplete:,} samples in the shards has all files that are read: {why}"
 
 
 Event = (

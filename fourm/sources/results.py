@@ -77,7 +77,7 @@ def add_kept(
     samples: Sequence[Sample], given: Mapping[Key, Sample], keeps: Sequence[Keep]
 ) -> tuple[list[Sample], list[str]]:
     """The samples that have a picture of which a part is kept, with it, and a sentence for each other one."""
-    lacking = [f"{one.key.text} has no picture there" for one in samples if one.key not in given]
+    lacking = [f"{one.key.text} lacks a picture there" for one in samples if one.key not in given]
     samples = [one for one in samples if one.key in given]
     return with_files(samples, [given[one.key] for one in samples], kept_names(keeps)), lacking
 
@@ -149,12 +149,13 @@ def shards_of_run(
 ) -> Shards:
     """The shards that a run has made, with their results as conditions of super-resolution.
 
+    They keep their numbers, and all shards of the run are due: those to come are added by `resume=True`.
     data: where the pictures are of which the chain keeps a part.
     """
     shards, total = list[Shard](), 0
-    for number, marker in enumerate(read_markers(run.root, run.file)):
+    for marker in read_markers(run.root, run.file):
         # Of a shard that has more results now, super-resolution is made again.
-        shards.append(replace(marker.shard, number=number, parts=("results", marker.counts.saved)))
+        shards.append(replace(marker.shard, parts=("results", marker.counts.saved)))
         total += marker.counts.samples
     if not shards:
         raise UsageError(f"{run.root}: no shard of its run is there; `resume=True` makes them")
@@ -166,7 +167,7 @@ def shards_of_run(
         pictures = list_shards(source, (), model, stdin, keeps=chain.keeps, size=size)
         kept = _Kept(pictures, _is_one_file(source))
     made = _Made(run, as_addresses(str(run.root)), chain, model, kept)
-    return Shards(shards, made, Input("run"), notes, total=total)
+    return Shards(shards, made, Input("run"), notes, total=total, due=(run.record.samples, due))
 
 
 def some_sample(found: Shards, run: Run, data: Sequence[str] = ()) -> Sample:
@@ -177,5 +178,5 @@ def some_sample(found: Shards, run: Run, data: Sequence[str] = ()) -> Sample:
         if dataset.samples:
             return dataset.samples[0]
         lacking = lacking or next(iter(dataset.incomplete), "")
-    why = f"`data={data[0]}`: {lacking}, nor any other sample of {run.root}" if lacking else ""
+    why = f"`data={data[0]}`: {lacking}, as all samples of {run.root} do" if lacking else ""
     raise UsageError(why or f"{run.root}: all samples of its run have failed")

@@ -70,6 +70,12 @@ class Shards:
     listed: Sequence[Sample] = ()  # all samples, of an input that had to be listed whole
     places: tuple[Path, ...] = ()  # files that are read, or folders in which they lie
     tops: tuple[Path, ...] = ()  # folders whose files, of any depth, are samples, so that none may be added
+    due: tuple[int, int] | None = None  # samples (0: not known) and shards, with those still to come, if any
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Samples (0: not known) and shards, as the record of a run has them."""
+        return self.due or (self.total or 0, len(self.shards))
 
     def samples(self, shard: Shard) -> Dataset:
         """The samples of one shard."""

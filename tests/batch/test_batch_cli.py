@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fourm.output.markers import read_markers
 
@@ -60,3 +61,41 @@ def test_what_does_not_go_with_shards_is_refused(
 ) -> None:
     code, _, err = run("generate", "--data", prompts, "--model", tiny, *OPTIONS, "--out", "out", *words)
     assert (code, said in err) == (2, True)
+
+
+def test_super_resolution_takes_the_layout_of_its_run_and_goes_on_when_that_has_grown(
+    run: Run, prompts: Path, tmp_path: Path
+) -> None:
+    run("generate", "--data", prompts, "--out", "out", "--targets", "tok_rgb", "--format", "shards",
+        "--shard-size", 1)  # fmt: skip
+    marker = tmp_path / "out" / "done" / "00000.json"
+    later = marker.rename(tmp_path / "later.json")
+    finer = "sr", "out", "--targets", "tok_rgb", "--steps", 1
+    code, _, err = run(*finer)
+    assert (code, "1 of 3 shards are not there yet" in err) == (0, True)
+    assert run("status", "out")[1].count("2 of 3 shards") == 2
+    before = [one.read_bytes() for one in sorted(tmp_path.glob("out/done.sr/*"))]
+    later.rename(marker)
+    code, _, err = run(*finer, "--resume", "--retry-failed")
+    assert (code, "1 sample generated, 1 already complete" in err) == (0, True)
+    after = [one.read_bytes() for one in sorted(tmp_path.glob("out/done.sr/*"))]
+    assert after[1:] == before
+    assert run("status", "out")[1].count("3 of 3 shards") == 2
+    assert run("verify", "out")[0] == 0
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+def test_a_run_of_which_each_sample_lacks_a_file_says_what_they_lack(
+    workers: tuple[str, ...], run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        for name in (f"rgb/a/{number}.png", f"depth/b{number % 2}/x{number}.png"):
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if name.startswith("rgb") else "I;16", (32, 32)).save(tmp_path / "data" / name)
+    words = "generate", "--data", "data", "--cond", "rgb-depth", "--model", tiny, *OPTIONS, "--out", "out"
+    assert run(*words)[0] == 2  # of files, before anything is loaded
+    code, out, err = run(*words, "--format", "shards", "--shard-size", 2, *workers)
+    said = "none of the 3 samples in the shards has all files that are read: "
+    assert (code, out, f"{said}3 lack a file in depth" in err) == (3, "out\n", True)
+    code, _, err = run(*words, "--format", "shards", "--shard-size", 2, "--resume")
+    assert (code, said in err) == (3, True)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -262,3 +263,17 @@ def test_executors_that_do_not_fit_are_refused_in_one_sentence(
     assert end.value.code == 2
     assert what in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be blocked there")
+def test_ctrl_c_is_kept_from_the_first_worker_too() -> None:
+    code = """
+import signal
+from multiprocessing import get_context
+from fourm.batch.pool import _without_interrupts
+with _without_interrupts():
+    get_context("spawn").Process(target=int).start()
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"

@@ -107,7 +107,7 @@ def test_a_picture_is_turned_as_its_run_has_turned_it_and_serves_all_samples(
         assert tree(tmp_path / f"out{turn}") == tree(tmp_path / f"once{turn}")
         code, _, err = run(*later, "--data", "photos", "--out", "elsewhere")
         assert code == 2
-        assert "--data photos: 00000/000001 has no picture there, nor any other sample of out" in err
+        assert "--data photos: 00000/000001 lacks a picture there, as all samples of out" in err
 
 
 def test_results_in_a_folder_of_their_own_are_those_beside_the_run(
@@ -150,7 +150,7 @@ def test_what_does_not_belong_to_the_run_is_one_sentence(run: Run, data: Path, t
     assert (code, "holds the pictures, as no run made it; leave it out" in err) == (2, True), err
     code, _, err = run(*later[:-1], "--keep", "rgb:0.5", "--data", other)
     assert code == 3
-    assert "00000/000000 has no picture there" in err
+    assert "00000/000000 lacks a picture there" in err
     assert "000001.png: is not the picture that the run has read, or another part of it" in err
     assert [path.name for path in (tmp_path / "out/rgb@128/00000").iterdir()] == ["000002.png"]
 
@@ -210,7 +210,7 @@ def test_of_a_run_in_shards_parts_are_kept_as_in_one_go(
     code, _, err = run(*later, "--data", data, "--out", "fine")
     assert (code, err) == (0, "")
     markers = list(read_markers(tmp_path / "fine"))
-    assert [marker.incomplete for marker in markers] == [("00000/000000 has no picture there",), ()]
+    assert [marker.incomplete for marker in markers] == [("00000/000000 lacks a picture there",), ()]
     assert [marker.counts.saved for marker in markers] == [1, 1]
 
 
