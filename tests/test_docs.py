@@ -225,12 +225,11 @@ def test_schedule_commands_of_the_documents_work(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_options_that_documents_name_exist(path: Path) -> None:
-    known = set(re.findall(r"--[a-z][a-z-]+", reference())) | {"--help", "--nproc-per-node"}
+    known = set(re.findall(r"--[a-z][a-z-]+", reference())) | {"--help"}
     for line in "\n".join([*blocks(path, "sh"), *blocks(path, "console")]).splitlines():
         if "fourm generate" in line or "fourm_cli generate" in line:
-            own = re.sub(
-                r'--sbatch "[^"]*"', "--sbatch", line.split("#")[0]
-            )  # the rest are options of sbatch
+            own = line.split("#")[0].partition(" generate")[2]  # before it are options of torchrun or srun
+            own = re.sub(r'--sbatch "[^"]*"', "--sbatch", own)
             unknown = set(re.findall(r"(?<=\s)--[a-z][a-z-]+", own)) - known
             assert not unknown, line
 
