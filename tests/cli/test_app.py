@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from fourm import __version__
 from fourm.inputs.request import Request
 from fourm.output.processes import read_launches
-from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import load_run
 from fourm_cli.making import resume_advice
 
@@ -536,10 +535,8 @@ def test_what_is_about_to_be_made_is_said_before_torch_is_imported(tiny: Path, t
     ],
 )
 def test_the_command_that_goes_on_names_its_folder(command: str, beside: bool, advice: str) -> None:
-    world, record = SimpleNamespace(group_size=1), SR_RUN if beside else RUN
-    request = SimpleNamespace(
-        command=("fourm", *command.split()), record=record, out=Path("out/001"), world=world
-    )
+    words, world = ("fourm", *command.split()), SimpleNamespace(group_size=1)
+    request = SimpleNamespace(command=words, is_beside=beside, out=Path("out/001"), world=world)
     told = resume_advice(cast(Request, request))
     assert told.partition(": ")[2] == advice
     assert ("standard input" in told) == ("--data -" in command)

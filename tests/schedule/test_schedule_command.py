@@ -146,7 +146,7 @@ def test_the_size_of_what_only_the_hub_knows_is_not_made_up(empty_cache: Path, t
 def test_a_dtype_is_read_as_in_generate(model: str) -> None:
     long, short = (run("validate", "--model", model, "--dtype", name) for name in ("float16", "fp16"))
     assert long == short
-    with pytest.raises(UsageError, match="--dtype: 'float23' is not one of"):
+    with pytest.raises(UsageError, match="`dtype`: 'float23' is not one of"):
         run("validate", "--model", model, "--dtype", "float23")
 
 
