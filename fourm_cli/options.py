@@ -212,7 +212,7 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "Write pictures, maps, boxes as large as the whole picture.", None, OUTPUT),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "dry_run": option(
-        "Only say what would be made; of --format files also its size and time. Nothing is written.",
+        "Only say what would be made (of files also size and time).",
         None, OUTPUT),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -137,6 +137,7 @@ def test_outside_the_picture_is_nothing_and_inside_it_are_its_pixels(
     value = noise(height, width).clip(1, 254)
     side = max(crop.height, crop.width)
     plain = Crop(crop.whole, crop.top, crop.left, side, side)
+    assume(not plain.is_padded)  # the border of such a one repeats the picture's edge
     shown = cut(value, plain, side, NEAREST, outside)
     for y in range(0, side, 7):
         for x in range(0, side, 7):
