@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_random_bytes_are_never_more_than_a_checkpoint_error(
 ) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(data).to_bytes(8, "little") + data if framed else data)
-    with pytest.raises(CheckpointError):
+    with suppress(CheckpointError):  # `{}` in a frame is a file without tensors
         read_header(path)
 
 
