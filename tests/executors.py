@@ -127,12 +127,17 @@ export SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=$((last + 1))
 for SLURM_ARRAY_TASK_ID in $(seq $last -1 0); do
   export SLURM_ARRAY_TASK_ID
   if [ $SLURM_ARRAY_TASK_ID = KILLED ]; then  # as by a node that fails; --requeue starts it again
-    sh submitted.sh >> tasks.log 2>&1 & task=$!
-    n=0
-    until ls two/.partial/*.spool > /dev/null 2>&1; do n=$((n + 1)); [ $n -lt 6000 ]; sleep 0.01; done
-    kill -KILL $task
-    wait $task || echo "task $SLURM_ARRAY_TASK_ID ended with $?" >> tasks.log
-    [ ! -e two/done/0000$SLURM_ARRAY_TASK_ID.json ]
+    marker=two/done/0000$SLURM_ARRAY_TASK_ID.json tries=0
+    while :; do  # until it is killed in the middle of its shard
+      sh submitted.sh >> tasks.log 2>&1 & task=$! spool=
+      until [ -e "$spool" ] || [ -e $marker ]; do for spool in two/.partial/*.spool; do :; done; done
+      kill -KILL $task || :
+      wait $task || status=$?
+      [ -e $marker ] || break
+      tries=$((tries + 1)); [ $tries -lt 50 ]
+      rm -r two; : > tasks.log  # it is the first task, so nothing else is there
+    done
+    echo "task $SLURM_ARRAY_TASK_ID ended with $status" >> tasks.log
   fi
   sh submitted.sh >> tasks.log 2>&1
 done
