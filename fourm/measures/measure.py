@@ -1,0 +1,197 @@
+"""What a measure is: pairs of values in, a number per pair and a result for all out; and the simplest ones.
+
+A measure is a function of `tables.MEASURES` that takes `Settings` and returns an object with the methods of
+`Measure`. Most measures are the mean of a number per pair: those are `MeanOf` a function, as `psnr` is below.
+
+What `Pair.value` and `Pair.other` are depends on the kind of data (`tables.Sort`):
+
+    picture     (H, W, 3) uint8; pixels that are not known are black, see `Pair.known`
+    depth       (H, W) float32, NaN where it is not known; 16-bit levels are scaled to [0, 1]
+    normal      (H, W, 3) uint8, a direction in each pixel as the registry's normal maps have it
+    labels      (H, W) uint8 class numbers, 255 where there is none
+    edges       (H, W) uint8 strengths
+    features    (C, h, w) float32
+    text        str
+    boxes, poses, instances, palette, metadata
+                the value of the modality's grammar in `modalities/facts` and `modalities/figures`
+    tokens      (L,) int64 ids
+
+The two values of a pair may differ in size, number and length: a measure that cannot compare them raises
+SampleError, in words about the two values; the key and the modality are added by the caller.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourm.errors import SampleError
+from fourm.modalities.registry import Modality
+
+Row = Mapping[str, float]  # numbers of one pair by name; NaN: not defined for it
+Array = NDArray[Any]  # float64, int64, uint8 or str; never objects
+State = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """One result and what it is compared with."""
+
+    key: str  # of the sample, "00000/000000"
+    variation: int | None  # None: the only one
+    value: Any
+    other: Any = None  # its partner; None for measures that need none, where there is none
+    texts: Mapping[str, str] = field(default_factory=dict)  # by modality: {"caption": "a red circle"}
+    # (H, W) bool, True where both are known; None: everywhere. Only of values and partners of one size.
+    known: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the results of a measure depend on besides the values."""
+
+    row: Modality  # of the values: its name, labels, size
+    device: str = "cpu"  # for networks
+    weights: Path | None = None  # folder or file of the network, if the measure's line in MEASURES names one
+    metric_depth: bool = False  # depth is compared as it is, without scale and shift
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One number of a result."""
+
+    value: float  # NaN: no sample defines it
+    samples: int  # that it is made of
+    is_mean: bool = False  # it is the mean of the finite numbers of this name in the rows
+    is_detail: bool = False  # is written to eval.json, but not shown in the table: a class, a field
+    counts: Mapping[str, int] = field(default_factory=dict)  # of samples left out of it, by why
+
+
+class Measure(Protocol):
+    """Collects what pairs contribute, in any order, and can be continued by another process."""
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """Take in some pairs; a row of numbers for each of them, {} where a pair alone has none.
+
+        SampleError: one of them cannot be measured; then none was taken in. The caller tries again with one
+        pair at a time, and leaves out and names those that fail alone.
+        """
+
+    def state(self) -> State:
+        """What was collected: sums (float64, int64) or values of each pair. May be empty arrays."""
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Take in what others collected. Own pairs and any split of them give the same result, to 1e-9."""
+
+    def result(self) -> dict[str, Value]:
+        """The numbers by name, as MEASURES lists them; further names are `is_detail`.
+
+        Works without pairs, too: then numbers are NaN, of 0 samples.
+        """
+
+
+class MeanOf:
+    """The mean of each number of the rows of a function. Sums are exact, so that order changes nothing."""
+
+    def __init__(
+        self, function: Callable[[Sequence[Pair]], Sequence[Row]], names: Sequence[str] = (),
+        infinite: str = "infinite",
+    ) -> None:  # fmt: skip
+        """function: rows of some pairs. names: of numbers that are in the result without pairs, too.
+
+        infinite: what it means if a number is infinite; such samples are counted under this name and are
+        left out of the mean, unless all are. NaN counts as `undefined` and is left out.
+        """
+        self._function, self._infinite = function, infinite
+        self._numbers: dict[str, list[float]] = {name: [] for name in names}
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """Rows of the function; all its errors come before anything is taken in."""
+        rows = self._function(pairs)
+        for row in rows:
+            for name, number in row.items():
+                self._numbers.setdefault(name, []).append(float(number))
+        return rows
+
+    def state(self) -> State:
+        """The numbers of all pairs, by name."""
+        return {name: np.array(numbers, dtype=np.float64) for name, numbers in self._numbers.items()}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add the numbers of other processes."""
+        for state in states:
+            for name, numbers in state.items():
+                self._numbers.setdefault(name, []).extend(numbers.tolist())
+
+    def result(self) -> dict[str, Value]:
+        """The means."""
+        return {name: mean_of(numbers, self._infinite) for name, numbers in self._numbers.items()}
+
+
+def mean_of(numbers: Sequence[float], infinite: str = "infinite") -> Value:
+    """The mean of the finite ones among some numbers; infinity if some are infinite and none is finite."""
+    finite = [one for one in numbers if math.isfinite(one)]
+    endless = [one for one in numbers if math.isinf(one)]
+    counts = {infinite: len(endless), "undefined": len(numbers) - len(finite) - len(endless)}
+    mean = math.fsum(finite) / len(finite) if finite else endless[0] if endless else math.nan
+    said = {why: count for why, count in counts.items() if count}
+    return Value(mean, len(finite) or len(endless), is_mean=True, counts=said)
+
+
+def one_by_one(function: Callable[[Pair], Row]) -> Callable[[Sequence[Pair]], Sequence[Row]]:
+    """A function of some pairs, made of a function of one."""
+    return lambda pairs: [function(pair) for pair in pairs]
+
+
+def psnr(settings: Settings) -> Measure:
+    """The peak signal-to-noise ratio of pictures in dB, of a range of 1; infinite where they are identical.
+
+    Horé and Ziou 2010, doi:10.1109/ICPR.2010.579. The error is the mean over known pixels and channels.
+    """
+    return MeanOf(one_by_one(_psnr), ["psnr"], infinite="identical")
+
+
+def token_share(settings: Settings) -> Measure:
+    """The share of positions at which two rows of tokens have equal ids, and whether all have.
+
+    Of rows of different lengths, the positions that one of them lacks are not equal.
+    """
+    return MeanOf(one_by_one(_token_share), ["token_share", "all_equal"])
+
+
+def exact_match(settings: Settings) -> Measure:
+    """Whether two texts are equal, apart from blanks at their ends (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    return MeanOf(one_by_one(lambda pair: {"exact_match": pair.value.strip() == pair.other.strip()}),
+                  ["exact_match"])  # fmt: skip
+
+
+def check_sizes(pair: Pair) -> None:
+    """SampleError unless both values of a pair, arrays, have the same height and width."""
+    here, there = (value.shape[:2] for value in (pair.value, pair.other))
+    if here != there:
+        found, wanted = (f"{width} x {height}" for height, width in (here, there))
+        raise SampleError(f"{found} pixels, but its partner has {wanted}")
+
+
+def _psnr(pair: Pair) -> Row:
+    check_sizes(pair)
+    squares = np.square(pair.value.astype(np.float64) - pair.other.astype(np.float64))
+    if pair.known is not None:
+        squares = squares[pair.known]
+    if not squares.size:
+        return {"psnr": math.nan}
+    error = squares.mean() / 255**2
+    return {"psnr": -10 * math.log10(error) if error else math.inf}
+
+
+def _token_share(pair: Pair) -> Row:
+    shorter, longer = sorted((len(pair.value), len(pair.other)))
+    if not longer:
+        return {"token_share": math.nan, "all_equal": math.nan}
+    equal = int(np.count_nonzero(pair.value[:shorter] == pair.other[:shorter]))
+    return {"token_share": equal / longer, "all_equal": equal == longer}

@@ -1,0 +1,76 @@
+"""The table of measures: what each is for, what it needs, where it is defined, and which function it is."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fourm.measures.measure import Measure, Settings
+from fourm.modalities.registry import Modality
+
+Direction = Literal["higher", "lower"]  # which numbers are better
+Sort = Literal[
+    "picture", "depth", "normal", "labels", "edges", "features", "text", "boxes", "poses", "instances",
+    "palette", "metadata", "tokens",
+]  # fmt: skip
+# The sort of the values of each codec. Token ids of any modality are of the sort "tokens".
+SORTS: Mapping[str, Sort] = {
+    "rgb": "picture", "tok_rgb": "picture", "tok_depth": "depth", "tok_normal": "normal",
+    "tok_semseg": "labels", "tok_canny_edge": "edges", "tok_sam_edge": "edges", "tok_clip": "features",
+    "tok_dinov2": "features", "tok_imagebind": "features", "tok_dinov2_global": "features",
+    "tok_imagebind_global": "features", "caption": "text", "det": "boxes", "human_poses": "poses",
+    "sam_instance": "instances", "color_palette": "palette", "metadata": "metadata",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRow:
+    """One measure."""
+
+    name: str  # in `measures=`
+    sorts: Collection[Sort]  # of values that it is for
+    results: Mapping[str, Direction]  # its numbers, in the order of the table, and which are better
+    function: str  # "FILE:NAME" in this room: (Settings) -> Measure
+    source: str  # paper or page that defines it
+    weights: str = ""  # name of the network that it needs, in the catalogue of the hub
+    needs_partner: bool = True
+    needs_caption: bool = False  # reads `Pair.texts["caption"]`
+
+
+_HIGHER: Direction = "higher"
+_LOWER: Direction = "lower"
+MEASURES: Mapping[str, MeasureRow] = {
+    row.name: row
+    for row in (
+        MeasureRow("psnr", ["picture"], {"psnr": _HIGHER}, "measure:psnr",
+                   "Horé and Ziou 2010, doi:10.1109/ICPR.2010.579"),
+        MeasureRow("token_share", ["tokens"], {"token_share": _HIGHER, "all_equal": _HIGHER},
+                   "measure:token_share", "the share of positions with equal ids"),
+        MeasureRow("exact_match", ["text"], {"exact_match": _HIGHER}, "measure:exact_match",
+                   "Rajpurkar et al. 2016, arXiv:1606.05250"),
+    )
+}  # fmt: skip
+
+
+def sort_of(row: Modality, form: str) -> Sort | None:
+    """The sort of what a place holds; None for what has no measures. form: of the place, `value` or `ids`."""
+    return "tokens" if form == "ids" else SORTS.get(row.codec) if form == "value" else None
+
+
+def measures_for(sort: Sort, has_partner: bool, has_caption: bool) -> list[MeasureRow]:
+    """The measures of a sort of values that can be taken, in the order of the table."""
+    return [
+        row
+        for row in MEASURES.values()
+        if sort in row.sorts
+        and (has_partner or not row.needs_partner)
+        and (has_caption or not row.needs_caption)
+    ]
+
+
+def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
+    """A measure without pairs. Its file is imported only here: those of pictures and maps import torch."""
+    file, _, name = row.function.partition(":")
+    build: Callable[[Settings], Measure] = getattr(import_module(f"fourm.measures.{file}"), name)
+    return build(settings)
