@@ -7,12 +7,14 @@ from pathlib import Path
 from fourm.errors import UsageError, as_addresses, printable
 from fourm.files.writing import PARTIAL, foreign_leftovers
 from fourm.output.processes import FAILURES
-from fourm.output.record import NEXT, PLOTS
+from fourm.output.record import EVAL, NEXT, PLOTS
 
 # Kinds of findings, then kinds of notes, which report no damage.
 FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE = "foreign", "missing", "truncated", "altered", "unreadable"
 UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"
 ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # in which findings are listed
+# Folders directly below the root that hold no results, and what they are for.
+OTHER_FOLDERS = {PARTIAL: "unfinished files", PLOTS: "plots", EVAL: "measures"}
 Report = Callable[[int, int], None]  # is given the number of files read so far and about how many there are
 
 
@@ -51,9 +53,8 @@ class Verdict:
 
 def check_reserved(root: Path, name: str, is_folder: bool) -> Iterator[Finding]:
     """What is to be said about a name directly below root that runs use for other things than results."""
-    if name in (PARTIAL, PLOTS) and not is_folder:
-        what = "unfinished files" if name == PARTIAL else "plots"
-        yield Finding(FOREIGN, name, f"is a file or a link in place of the folder for {what}")
+    if name in OTHER_FOLDERS and not is_folder:
+        yield Finding(FOREIGN, name, f"is a file or a link in place of the folder for {OTHER_FOLDERS[name]}")
     elif name == PARTIAL:
         for other in foreign_leftovers(root):
             yield Finding(FOREIGN, f"{name}/{other}", "no process of this program wrote it")

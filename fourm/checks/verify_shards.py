@@ -12,6 +12,7 @@ from fourm.checks.findings import (
     FOREIGN,
     MISSING,
     ORDER,
+    OTHER_FOLDERS,
     TRUNCATED,
     UNFINISHED,
     UNLISTED,
@@ -26,11 +27,10 @@ from fourm.data.layout import Place
 from fourm.data.shards import PARQUET, SHARDS, shard_name
 from fourm.errors import FourMError, UsageError
 from fourm.files.opening import real
-from fourm.files.writing import PARTIAL
 from fourm.output.markers import Marker, marker_files, marker_path, read_marker, settings_digest
 from fourm.output.members import ShardMembers
 from fourm.output.processes import sha256_of_file
-from fourm.output.record import DONE, FRAMES, NEXT, PLOTS, RUN, SR, SR_RUN
+from fourm.output.record import DONE, EVAL_CSV, EVAL_JSON, FRAMES, NEXT, RUN, SR, SR_RUN
 from fourm.output.samples import Run, load_run
 
 _ENDINGS = (".tar", f".{PARQUET}")  # of files of results
@@ -224,12 +224,12 @@ class _Folder:
 
     def check_others(self) -> None:
         """Report the files that belong to no shard."""
-        own = {RUN, SR_RUN}
+        own = {RUN, SR_RUN, EVAL_JSON, EVAL_CSV}
         for path in self._walk():
             name, (top, *below) = path.as_posix(), path.parts
             if name in own or name in self.listed:
                 continue
-            if not below and top in (*NEXT.values(), PARTIAL, PLOTS):
+            if not below and top in (*NEXT.values(), *OTHER_FOLDERS):
                 self._add_all(check_reserved(self.root, top, is_folder=False))
             elif top in DONE.values() and below and path.suffix == ".json":
                 continue  # it was read
@@ -245,7 +245,7 @@ class _Folder:
                     self.add(FOREIGN, (above / name).as_posix(), "a link to a folder, which is not followed")
                     folders.remove(name)
             if above == Path():
-                for name in {PARTIAL, PLOTS}.intersection(folders):
+                for name in OTHER_FOLDERS.keys() & {*folders}:
                     self._add_all(check_reserved(self.root, name, is_folder=True))
                     folders.remove(name)
             folders.sort()

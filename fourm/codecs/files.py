@@ -115,6 +115,25 @@ def read_text(path: Path) -> str:
         raise SampleError(f"{path}: not text in UTF-8 (byte {error.start})") from error
 
 
+def read_caption(path: Path, number: int = 0) -> str:
+    """The caption of a text file, or of JSON: a string, an object with `caption`, or a list of either.
+
+    number: of the caption in a list; a list that has fewer gives its first.
+    """
+    if not (path.name.lower().endswith(".json.gz") or file_ending(path) == ".json"):
+        return read_text(path)
+    text = read_json(path)
+    if isinstance(text, list) and text:
+        text = text[number if number < len(text) else 0]
+    if isinstance(text, dict):
+        text = text.get("caption")
+    if not isinstance(text, str):
+        raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise SampleError(f"{path}: holds half a character, which is no text")
+    return text
+
+
 def read_json(path: Path) -> object:
     """The value of a .json or .json.gz file."""
     data = _read_bytes(path, MAX_TEXT_BYTES)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
 from fourm.codecs.figures import POSE_NUMBERS, Decode, draw_figures, draw_instances
-from fourm.codecs.files import file_ending, read_json, read_members, read_text
+from fourm.codecs.files import file_ending, read_caption, read_json, read_members
 from fourm.codecs.images import check_finite
 from fourm.codecs.maps import finite_float32
 from fourm.data.layout import Crop
@@ -351,19 +351,7 @@ def _known_values(slot: Slot) -> list[Tensor]:
 
 
 def _read_caption(path: Path, crop: Crop | None) -> str:
-    if path.name.lower().endswith(".json.gz") or file_ending(path) == ".json":
-        text = read_json(path)
-        number = crop.number if crop is not None else 0
-        if isinstance(text, list) and text:
-            text = text[number if number < len(text) else 0]
-        if isinstance(text, dict):
-            text = text.get("caption")
-        if not isinstance(text, str):
-            raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise SampleError(f"{path}: holds half a character, which is no text")
-    else:
-        text = read_text(path)
+    text = read_caption(path, crop.number if crop is not None else 0)
     # The text behind an end mark would be dropped without a message.
     if mark := next((mark for mark in _MARKS if mark in text), ""):
         raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")

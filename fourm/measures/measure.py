@@ -33,7 +33,7 @@ from fourm.errors import SampleError
 from fourm.modalities.registry import Modality
 
 Row = Mapping[str, float]  # numbers of one pair by name; NaN: not defined for it
-Array = NDArray[Any]  # float64, int64, uint8 or str; never objects
+Array = NDArray[Any]  # float64, int64 or uint8, of any shape; no texts, no objects
 State = Mapping[str, Array]
 
 
@@ -73,7 +73,10 @@ class Value:
 
 
 class Measure(Protocol):
-    """Collects what pairs contribute, in any order, and can be continued by another process."""
+    """Collects what pairs contribute, in any order, and can be continued by another process.
+
+    A network is loaded by the first `update`: a process that only merges needs none.
+    """
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
         """Take in some pairs; a row of numbers for each of them, {} where a pair alone has none.
@@ -165,7 +168,7 @@ def token_share(settings: Settings) -> Measure:
 
 
 def exact_match(settings: Settings) -> Measure:
-    """Whether two texts are equal, apart from blanks at their ends (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    """Whether two texts are equal, blanks at their ends aside (Rajpurkar et al. 2016, arXiv:1606.05250)."""
     return MeanOf(one_by_one(lambda pair: {"exact_match": pair.value.strip() == pair.other.strip()}),
                   ["exact_match"])  # fmt: skip
 

@@ -17,10 +17,11 @@ Sort = Literal[
 # The sort of the values of each codec. Token ids of any modality are of the sort "tokens".
 SORTS: Mapping[str, Sort] = {
     "rgb": "picture", "tok_rgb": "picture", "tok_depth": "depth", "tok_normal": "normal",
-    "tok_semseg": "labels", "tok_canny_edge": "edges", "tok_sam_edge": "edges", "tok_clip": "features",
-    "tok_dinov2": "features", "tok_imagebind": "features", "tok_dinov2_global": "features",
-    "tok_imagebind_global": "features", "caption": "text", "det": "boxes", "human_poses": "poses",
-    "sam_instance": "instances", "color_palette": "palette", "metadata": "metadata",
+    "tok_distance": "depth", "tok_semseg": "labels", "tok_edge": "edges", "tok_canny_edge": "edges",
+    "tok_sam_edge": "edges", "tok_feature": "features", "tok_clip": "features", "tok_dinov2": "features",
+    "tok_imagebind": "features", "tok_dinov2_global": "features", "tok_imagebind_global": "features",
+    "caption": "text", "det": "boxes", "human_poses": "poses", "sam_instance": "instances",
+    "color_palette": "palette", "metadata": "metadata",
 }  # fmt: skip
 
 

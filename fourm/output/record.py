@@ -22,6 +22,8 @@ SR_RUN = "run.sr.json"  # record of super-resolution in the folder of the run th
 PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
 # The new record while --overwrite deletes the old run; then it is renamed to replace the old record.
 NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
+# Results of `fourm eval`: of all samples, of each; and the folder of what its processes collect and draw.
+EVAL_JSON, EVAL_CSV, EVAL = "eval.json", "eval.csv", "eval"
 # Where the samples of a run are recorded, NNNNN.jsonl for each thousand of them.
 SAMPLES = {RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra")}
 # Where the square of each sample lies in its picture. Not among the places of records, so that folders of
@@ -31,7 +33,7 @@ DONE = {RUN: "done", SR_RUN: "done.sr"}  # folders of the markers of shards
 # No folder of results may have these names.
 RESERVED_NAMES = (
     *NEXT, *DONE.values(), *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES,
-    FAILURES, PLOTS, PARTIAL,
+    FAILURES, PLOTS, EVAL_JSON, EVAL_CSV, EVAL, PARTIAL,
 )  # fmt: skip
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
