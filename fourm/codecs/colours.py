@@ -134,9 +134,14 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     if not names and num_labels == NUM_COCO_LABELS:
         names = COCO_NAMES
     counts, colours = np.bincount(labels.reshape(-1)), label_colours(num_labels).tolist()
-    known = [*names[:NO_CLASS], *(f"class {n}" for n in range(len(names), NO_CLASS)), "no class"]
+    known = class_names(names)
     present = sorted(np.flatnonzero(counts).tolist(), key=lambda n: (n == NO_CLASS, -counts[n]))
     return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
+
+
+def class_names(names: Sequence[str]) -> list[str]:
+    """A name for each of the numbers 0..255: of the classes from 0 on, `class N` beyond them, "no class"."""
+    return [*names[:NO_CLASS], *(f"class {n}" for n in range(len(names), NO_CLASS)), "no class"]
 
 
 def paint_features(

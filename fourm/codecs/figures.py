@@ -90,9 +90,7 @@ def draw_figures(people: People, decode: Decode | None = None) -> Image.Image:
             camera = "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera)
             notes.append(f"\n{first}\n{second}\n{camera}")
     elif people:
-        decoded = decode([person.pose_codes for person in people]).astype(np.float64)
-        rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
-        figures = [_strokes(person, rotations[n], _colour(n)) for n, person in enumerate(people)]
+        figures = [_strokes(places, _colour(n)) for n, places in enumerate(_joints_of(people, decode))]
         notes = ["" if strokes else "\nout of sight" for strokes in figures]
         image = _draw_strokes(chain.from_iterable(figures))
     draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
@@ -197,14 +195,38 @@ def place_joints(orientation: Floats, rotations: Floats) -> Floats:
     return np.stack(list(places.values()))
 
 
-def _strokes(person: Person, rotations: Floats, colour: Ink) -> list[_Stroke]:
-    """The limbs of a person; [] for a person out of sight."""
-    orientation = nearest_rotations(np.array(person.orientation))
-    places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
+def find_joints(people: People, decode: Decode) -> Floats:
+    """Joints (n, 25, 2) of n people in pixels of the picture; NaN for those behind the camera.
+
+    Their order is that of `place_joints`; decode is as in `draw_figures`.
+    """
+    places = _joints_of(people, decode)
+    return _seen(np.where(places[..., 2:] > 0, places, np.nan))
+
+
+def _joints_of(people: People, decode: Decode) -> Floats:
+    """Joints (n, 25, 3) of n people in metres from the camera: to its right, down, ahead."""
+    if not people:
+        return np.zeros((0, len(_NAMES), 3))
+    decoded = decode([person.pose_codes for person in people]).astype(np.float64)
+    rotations, places = nearest_rotations(decoded.reshape(len(people), -1, 3, 3)), list[Floats]()
+    for person, turns in zip(people, rotations, strict=True):
+        orientation = nearest_rotations(np.array(person.orientation))
+        places.append(place_joints(orientation, turns) + np.array(camera_translation(person)))
+    return np.stack(places)
+
+
+def _seen(places: Floats) -> Floats:
+    """Where places (..., 3) in metres from the camera are in the picture, (..., 2) pixels."""
+    return FOCAL_LENGTH * places[..., :2] / places[..., 2:] + PICTURE_SIDE / 2
+
+
+def _strokes(places: Floats, colour: Ink) -> list[_Stroke]:
+    """The limbs of a person with joints (25, 3); [] for a person out of sight."""
     depths = places[:, 2]
     if depths.min() < _NEAR:
         return []
-    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
+    seen = _seen(places)
     if np.abs(seen).max() > _FAR_OUT:
         return []
     fine, found = _SCALE * _FINE, list[_Stroke]()

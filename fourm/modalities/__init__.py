@@ -4,7 +4,8 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "facts": "Box BoxRules Boxes Colour Fact MAX_COLOURS METADATA box_grammar palette_grammar",
+    "facts": """Box BoxRules Boxes Colour FIELDS Fact MAX_COLOURS METADATA Metadata Palette box_grammar
+        palette_grammar""",
     "figures": (
         "Group Groups HUMAN_POSES Instance JOINED NUM_CODES PICTURE_SIDE People Person QUERY_POINTS "
         "SAM_INSTANCES instances_from_json"

@@ -1,0 +1,290 @@
+"""Measures of maps: depth, normals, segmentation, edges, features. All arithmetic is in float64 or int64."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourm.codecs.colours import COCO_NAMES, NO_CLASS, class_names
+from fourm.errors import SampleError
+from fourm.measures.measure import (
+    Measure,
+    MeanOf,
+    Pair,
+    Row,
+    Settings,
+    State,
+    Value,
+    check_sizes,
+    one_by_one,
+)
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+NUM_CLASSES = 256  # rows and columns of a confusion matrix, with "no class"
+DEPTH_ERRORS = ("abs_rel", "rmse", "delta_1", "delta_2", "delta_3")
+_DELTA = 1.25  # a pixel is right within this ratio, its square, its cube
+NORMAL_ERRORS = ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30")
+_ANGLES = (11.25, 22.5, 30.0)  # degrees
+_MIN_LENGTH = 0.5  # a vector of a true map that is shorter is no direction, as grey, which stands for unknown
+_LEVELS = 256  # of edges, 0..255
+_EDGE_FROM = 128  # a pixel of a true map of edges is an edge from this level on
+_TOLERANCE = 0.0075  # of the diagonal: how far apart two pixels of one edge may lie
+_THRESHOLDS = [-(-255 * share // 100) for share in range(1, 100)]  # lowest levels of 1 % .. 99 % of 255
+
+
+def depth(settings: Settings) -> Measure:
+    """AbsRel, RMSE and shares within ratios of 1.25, 1.25^2, 1.25^3, each the mean over pictures.
+
+    Eigen et al. 2014, arXiv:1406.2283. The depth of 4M is relative: scale and shift are fitted to the true
+    map by least squares, picture by picture (Ranftl et al. 2020, arXiv:1907.01341), but for `metric_depth`.
+    """
+    measured = partial(_depth_of, is_metric=settings.metric_depth)
+    return MeanOf(one_by_one(measured), DEPTH_ERRORS)
+
+
+def normals(settings: Settings) -> Measure:
+    """Mean and median of the angle between normals in degrees, shares within 11.25, 22.5 and 30 degrees.
+
+    Fouhey et al. 2013, doi:10.1109/ICCV.2013.421. Each number is one of a picture, and its mean over
+    pictures; so `median_angle` is the mean of medians.
+    """
+    return MeanOf(one_by_one(_normals_of), NORMAL_ERRORS)
+
+
+def cosine(settings: Settings) -> Measure:
+    """The cosine of two feature maps: the mean over their places, then over samples."""
+    return MeanOf(one_by_one(_cosine_of), ["cosine"])
+
+
+class Segmentation:
+    """Mean intersection over union of classes and pixel accuracy, of the confusion matrix of all pixels.
+
+    Long et al. 2015, arXiv:1411.4038. A class counts if a true map or a result has it. Pixels without a class
+    in the true map are left out; those of a result are wrong. A row has the numbers of one map.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._labels = settings.row.labels or COCO_NAMES
+        self._confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)  # true, found
+        self._samples = 0
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """The numbers of each map."""
+        tables = [_confusion_of(pair) for pair in pairs]
+        for table in tables:
+            self._add(table, 1)
+        return [dict(zip(("miou", "pixel_accuracy"), scores(table), strict=True)) for table in tables]
+
+    def state(self) -> State:
+        """The confusion matrix, (256, 256), a row for each true class."""
+        return {"confusion": self._confusion, "samples": np.array([self._samples], dtype=np.int64)}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add matrices."""
+        for state in states:
+            self._add(state["confusion"], int(state["samples"][0]))
+
+    def result(self) -> dict[str, Value]:
+        """Both numbers; `iou/NAME` of each class as details."""
+        miou, accuracy = scores(self._confusion)
+        found = {"miou": Value(miou, self._samples), "pixel_accuracy": Value(accuracy, self._samples)}
+        ious, names = class_ious(self._confusion), class_names(self._labels)
+        for number in np.flatnonzero(~np.isnan(ious)).tolist():
+            found[f"iou/{names[number]}"] = Value(float(ious[number]), self._samples, is_detail=True)
+        return found
+
+    def _add(self, table: NDArray[Any], samples: int) -> None:
+        self._confusion = self._confusion + table
+        self._samples += samples
+
+
+class Edges:
+    """F1 of edges at the one threshold that is best for all pictures (ODS).
+
+    Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161, without thinning: a pixel is right if the other map has
+    an edge within 0.0075 of the diagonal, and several pixels may be right by the same one. A row has the F1
+    of one picture at its own best threshold.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._counts, self._samples = np.zeros((3, _LEVELS), dtype=np.int64), 0
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """The F1 of each picture."""
+        counts = [_edges_of(pair) for pair in pairs]
+        self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
+        self._samples += len(pairs)
+        return [{"best_f1": float(edge_f1(one).max())} for one in counts]
+
+    def state(self) -> State:
+        """As `edge_counts`, of all pictures."""
+        return {"counts": self._counts, "samples": np.array([self._samples], dtype=np.int64)}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add counts."""
+        for state in states:
+            self._counts = self._counts + state["counts"]
+            self._samples += int(state["samples"][0])
+
+    def result(self) -> dict[str, Value]:
+        """The best F1, and its threshold as a share of 255."""
+        if not self._samples:
+            return {"ods_f1": Value(math.nan, 0)}
+        f1 = edge_f1(self._counts)
+        best = int(f1.argmax())
+        threshold = Value((best + 1) / 100, self._samples, is_detail=True)
+        return {"ods_f1": Value(float(f1[best]), self._samples), "ods_threshold": threshold}
+
+
+def depth_errors(found: Floats, true: Floats, is_metric: bool = False) -> Row:
+    """The numbers of DEPTH_ERRORS of some pixels (n,), all of them known.
+
+    RMSE is in units of the true map. Where that has numbers below 0, it has no zero point, as after
+    standardisation, so that ratios mean nothing: they are NaN. A number that is not above 0 is never within a
+    ratio. Without pixels all is NaN.
+    """
+    errors = dict.fromkeys(DEPTH_ERRORS, math.nan)
+    if not len(true):
+        return errors
+    fitted = found if is_metric else _fitted(found, true)
+    errors["rmse"] = float(np.sqrt(np.square(fitted - true).mean()))
+    if true.min() > 0:
+        errors["abs_rel"] = float((np.abs(fitted - true) / true).mean())
+        ratio = np.full(len(true), np.inf)
+        above = fitted > 0
+        with np.errstate(over="ignore"):
+            ratio[above] = np.maximum(fitted[above] / true[above], true[above] / fitted[above])
+        for power in (1, 2, 3):
+            errors[f"delta_{power}"] = float((ratio < _DELTA**power).mean())
+    return errors
+
+
+def normal_angles(found: NDArray[np.uint8], true: NDArray[np.uint8]) -> Floats:
+    """Angles (n,) in degrees between directions of pixels (n, 3), 0..255 for -1..1.
+
+    Pixels whose true vector is too short to be a direction are left out.
+    """
+    a, b = (levels.astype(np.float64) / 127.5 - 1 for levels in (found, true))
+    is_known = np.linalg.norm(b, axis=1) >= _MIN_LENGTH
+    a, b = a[is_known], b[is_known]
+    # Exact for small angles, too, unlike the arc cosine.
+    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1)))
+
+
+def class_ious(confusion: Counts) -> Floats:
+    """(256,) intersection over union of each class of a confusion matrix (true, found); NaN: class is absent."""
+    right = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+    ious = np.full(NUM_CLASSES, np.nan)
+    np.divide(right, union, out=ious, where=union > 0)
+    ious[NO_CLASS] = np.nan
+    return ious
+
+
+def scores(confusion: Counts) -> tuple[float, float]:
+    """Mean intersection over union and pixel accuracy of a confusion matrix; NaN without pixels."""
+    ious, total = class_ious(confusion), int(confusion.sum())
+    present = ious[~np.isnan(ious)]
+    if not total:
+        return math.nan, math.nan
+    return float(present.mean()), float(np.diag(confusion).sum() / total)
+
+
+def edge_counts(found: NDArray[np.uint8], true: NDArray[np.uint8]) -> Counts:
+    """(3, 256) numbers of pixels of two maps (H, W), by level.
+
+    Pixels of the result by their level; those of them that are near a true edge; pixels of true edges by the
+    highest level of the result near them.
+    """
+    from scipy.ndimage import maximum_filter
+
+    radius = _TOLERANCE * math.hypot(*true.shape)
+    reach = np.arange(-int(radius), int(radius) + 1)
+    disc = reach[:, None] ** 2 + reach**2 <= radius**2
+    edge = true >= _EDGE_FROM
+    near_edge, highest = (
+        maximum_filter(levels, footprint=disc, mode="constant") for levels in (edge.astype(np.uint8), found)
+    )
+    counted = (found, found[near_edge > 0], highest[edge])
+    return np.stack([np.bincount(levels.reshape(-1), minlength=_LEVELS) for levels in counted])
+
+
+def edge_f1(counts: Counts) -> Floats:
+    """(99,) F1 of `edge_counts` at the thresholds 1 %, 2 %, ..., 99 % of 255.
+
+    1 where there is neither an edge nor one in the result, 0 where there is only one of both.
+    """
+    found, right, reached = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, _THRESHOLDS]
+    edges = counts[2].sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = right / found, reached / edges
+        f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
+    return np.where((found == 0) & (edges == 0), 1.0, f1)
+
+
+def cosines(found: NDArray[np.float32], true: NDArray[np.float32]) -> Floats:
+    """The cosine at each place (h * w,) of two maps (C, h, w).
+
+    Where a vector is 0, it is 1 if the other one is 0, too, else 0.
+    """
+    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (found, true))
+    lengths = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)
+    product = lengths[0] * lengths[1]
+    both_zero = ((lengths[0] == 0) & (lengths[1] == 0)).astype(np.float64)
+    return np.divide((a * b).sum(axis=0), product, out=both_zero, where=product > 0)
+
+
+def _depth_of(pair: Pair, is_metric: bool) -> Row:
+    check_sizes(pair)
+    found, true = (value.astype(np.float64) for value in (pair.value, pair.other))
+    known = _known(pair) & np.isfinite(found) & np.isfinite(true)
+    if not (true[known] < 0).any():
+        known &= true != 0  # the level of pixels whose depth is not known
+    return depth_errors(found[known], true[known], is_metric)
+
+
+def _fitted(found: Floats, true: Floats) -> Floats:
+    """found * scale + shift, nearest to the true numbers by the sum of squares."""
+    centred = found - found.mean()
+    scale = centred @ (true - true.mean()) / (centred @ centred) if np.ptp(found) > 0 else 0.0
+    return centred * scale + true.mean()
+
+
+def _normals_of(pair: Pair) -> Row:
+    check_sizes(pair)
+    known = _known(pair)
+    angles = normal_angles(pair.value[known], pair.other[known])
+    if not len(angles):
+        return dict.fromkeys(NORMAL_ERRORS, math.nan)
+    numbers = (angles.mean(), np.median(angles), *((angles < limit).mean() for limit in _ANGLES))
+    return dict(zip(NORMAL_ERRORS, map(float, numbers), strict=True))
+
+
+def _confusion_of(pair: Pair) -> Counts:
+    check_sizes(pair)
+    counted = _known(pair) & (pair.other != NO_CLASS)
+    cells = pair.other[counted].astype(np.int64) * NUM_CLASSES + pair.value[counted]
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def _edges_of(pair: Pair) -> Counts:
+    check_sizes(pair)
+    known = _known(pair)
+    return edge_counts(*(np.where(known, one, np.uint8(0)) for one in (pair.value, pair.other)))
+
+
+def _cosine_of(pair: Pair) -> Row:
+    if pair.value.shape != pair.other.shape:
+        found, wanted = (" x ".join(map(str, one.shape)) for one in (pair.value, pair.other))
+        raise SampleError(f"features of {found}, but its partner has {wanted}")
+    return {"cosine": float(cosines(pair.value, pair.other).mean())}
+
+
+def _known(pair: Pair) -> NDArray[np.bool_]:
+    """(H, W): the pixels that are compared."""
+    return np.ones(pair.other.shape[:2], dtype=np.bool_) if pair.known is None else pair.known

@@ -1,0 +1,196 @@
+"""Measures of captions: BLEU, ROUGE-L and CIDEr-D, each of one text against one other.
+
+All three compare the same words: lower-case runs of letters, digits and underscores, much as the tokenizer of
+COCO's evaluation leaves them, which also removes punctuation. Texts without words are equal to nothing.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourm.measures.measure import Measure, MeanOf, Pair, Row, Settings, State, Value, one_by_one
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU
+
+Words = Sequence[str]
+Grams = Counter[tuple[str, ...]]
+
+MAX_GRAM = 4  # words
+_SIGMA = 6.0  # of CIDEr-D's penalty for another length
+_SCALE = 10.0  # CIDEr-D of a text that is equal to its partner
+_WORD = re.compile(r"\w+")
+
+
+class Bleu:
+    """BLEU-4 of all texts together, 0 to 1, by sacrebleu.
+
+    Papineni et al. 2002, doi:10.3115/1073083.1073135; Post 2018, arXiv:1804.08771. Orders of n-grams without
+    a match are smoothed (its method "exp"); those that no text is long enough for are left out. A row has
+    the BLEU of one text.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._counts, self._samples = np.zeros(2 * MAX_GRAM + 2, dtype=np.int64), 0
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """The BLEU of each text."""
+        from sacrebleu.metrics import BLEU
+
+        metric = BLEU(tokenize="none", effective_order=True)
+        counts = [_bleu_counts(metric, pair) for pair in pairs]
+        self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
+        self._samples += len(pairs)
+        return [{"bleu_4": bleu(one)} for one in counts]
+
+    def state(self) -> State:
+        """Matches and totals of n-grams, and lengths: what `bleu` reads."""
+        return {"counts": self._counts, "samples": np.array([self._samples], dtype=np.int64)}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add counts."""
+        for state in states:
+            self._counts = self._counts + state["counts"]
+            self._samples += int(state["samples"][0])
+
+    def result(self) -> dict[str, Value]:
+        """BLEU of all."""
+        return {"bleu_4": Value(bleu(self._counts), self._samples)}
+
+
+class Cider:
+    """CIDEr-D, 0 to 10: the cosine of n-grams that are weighted by how few of the other texts have them.
+
+    Vedantam et al. 2015, arXiv:1411.5726. Each pair is a document, and documents are the partners of all
+    pairs. A single pair has 0: its n-grams are in all documents. Rows have no number, because weights are
+    known only at the end.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._found, self._true = list[str](), list[str]()  # words, joined by blanks
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """Rows without numbers."""
+        self._found += [" ".join(words_of(pair.value)) for pair in pairs]
+        self._true += [" ".join(words_of(pair.other)) for pair in pairs]
+        return [{} for _ in pairs]
+
+    def state(self) -> State:
+        """The words of all texts, in UTF-8, a line for each text."""
+        return {"found": _packed(self._found), "true": _packed(self._true)}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add texts."""
+        for state in states:
+            self._found += _unpacked(state["found"])
+            self._true += _unpacked(state["true"])
+
+    def result(self) -> dict[str, Value]:
+        """The mean over pairs."""
+        scores = cider_d([text.split() for text in self._found], [text.split() for text in self._true])
+        return {"cider_d": Value(math.fsum(scores) / len(scores) if scores else math.nan, len(scores))}
+
+
+def rouge(settings: Settings) -> Measure:
+    """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words, by rouge-score; the mean over texts.
+
+    Lin 2004, https://aclanthology.org/W04-1013. Words are not stemmed.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Tokenizer())
+
+    def measured(pair: Pair) -> Row:
+        return {"rouge_l": float(scorer.score(pair.other, pair.value)["rougeL"].fmeasure)}
+
+    return MeanOf(one_by_one(measured), ["rouge_l"])
+
+
+def words_of(text: str) -> list[str]:
+    """The words that are compared."""
+    return _WORD.findall(text.lower())
+
+
+def bleu(counts: NDArray[np.int64]) -> float:
+    """BLEU-4 of (10,) counts: matches of 1- to 4-grams, their numbers, the lengths of results and partners.
+
+    NaN where partners have no words.
+    """
+    from sacrebleu.metrics import BLEU
+
+    matches, totals, lengths = np.split(counts, [MAX_GRAM, 2 * MAX_GRAM])
+    found, true = lengths.tolist()
+    if not true:
+        return math.nan
+    score = BLEU.compute_bleu(
+        matches.tolist(), totals.tolist(), found, true, smooth_method="exp", effective_order=True
+    )
+    return float(score.score) / 100
+
+
+def cider_d(found: Sequence[Words], true: Sequence[Words]) -> list[float]:
+    """CIDEr-D of each of n texts against the true one at its place, 0 to 10; both are lists of words."""
+    grams = [(grams_of(one), grams_of(other)) for one, other in zip(found, true, strict=True)]
+    documents = Counter(chain.from_iterable(other.keys() for _, other in grams))
+    log_total = math.log(len(true)) if true else 0.0
+    return [_cider_of(one, other, documents, log_total) for one, other in grams]
+
+
+def grams_of(words: Words) -> Grams:
+    """How often each run of 1 to 4 words occurs."""
+    sizes = range(1, MAX_GRAM + 1)
+    return Counter(tuple(words[at : at + n]) for n in sizes for at in range(len(words) - n + 1))
+
+
+def _bleu_counts(metric: "BLEU", pair: Pair) -> NDArray[np.int64]:
+    """(10,) counts of one text, as `bleu` reads them."""
+    found, true = (" ".join(words_of(text)) for text in (pair.value, pair.other))
+    score = metric.sentence_score(found, [true])
+    return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.int64)
+
+
+def _cider_of(found: Grams, true: Grams, documents: Grams, log_total: float) -> float:
+    """CIDEr-D of one text. Lengths are numbers of 2-grams, as in the authors' code."""
+    ours, theirs = (_weighted(grams, documents, log_total) for grams in (found, true))
+    lengths = [sum(count for gram, count in grams.items() if len(gram) == 2) for grams in (found, true)]
+    penalty = math.exp(-((lengths[0] - lengths[1]) ** 2) / (2 * _SIGMA**2))
+    similarity = 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        shared = [(weight, other[gram]) for gram, weight in one.items() if gram in other]
+        product = math.fsum(min(pair) * pair[1] for pair in shared)
+        length = _length(one.values()) * _length(other.values())
+        similarity += product / length if length else product
+    return _SCALE * penalty * similarity / MAX_GRAM
+
+
+def _weighted(grams: Grams, documents: Grams, log_total: float) -> list[dict[tuple[str, ...], float]]:
+    """The weights of n-grams, for each n: their number times the logarithm of how rare they are."""
+    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_GRAM)]
+    for gram, count in grams.items():
+        weights[len(gram) - 1][gram] = count * (log_total - math.log(max(1, documents[gram])))
+    return weights
+
+
+def _length(weights: Iterable[float]) -> float:
+    return math.sqrt(math.fsum(weight * weight for weight in weights))
+
+
+def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("".join(f"{text}\n" for text in texts).encode(), dtype=np.uint8)
+
+
+def _unpacked(packed: NDArray[np.uint8]) -> list[str]:
+    return packed.tobytes().decode().split("\n")[:-1]
+
+
+class _Tokenizer:
+    """`words_of` in the form that rouge-score takes."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words_of(text)
