@@ -177,7 +177,7 @@ def normal_angles(found: NDArray[np.uint8], true: NDArray[np.uint8]) -> Floats:
 
 
 def class_ious(confusion: Counts) -> Floats:
-    """(256,) intersection over union of each class of a confusion matrix (true, found); NaN: class is absent."""
+    """(256,) intersection over union of each class of a confusion matrix (true, found); NaN: absent."""
     right = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
     ious = np.full(NUM_CLASSES, np.nan)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.errors import SampleError
+from fourm.hub.header import TokenizerPart
 from fourm.measures.measure import Array, Measure, MeanOf, Pair, Row, Settings, State, Value, one_by_one
 from fourm.modalities.facts import FIELDS, Boxes, Metadata, Palette
 from fourm.modalities.figures import PICTURE_SIDE, People
@@ -178,7 +179,8 @@ def poses(settings: Settings) -> Measure:
     from fourm.networks.checkpoint import load_tokenizer
 
     assert settings.weights is not None  # the line in MEASURES names them
-    form, tokenizer = STRUCTURED[settings.row.codec], load_tokenizer(settings.weights, settings.device)
+    form = STRUCTURED[settings.row.codec]
+    tokenizer = load_tokenizer(settings.weights, settings.device, part=TokenizerPart.DECODER)
     decode = decoder_of(settings.row, tokenizer, form.codes, form.channels)
     joints_of = partial(find_joints, decode=decode)
     return MeanOf(one_by_one(lambda pair: pck(pair.value, pair.other, joints_of)), list(_NEAR))
