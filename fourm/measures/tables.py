@@ -3,10 +3,12 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from fourm.measures.measure import Measure, Settings
+from fourm.errors import MissingError
 from fourm.modalities.registry import Modality
 
 Direction = Literal["higher", "lower"]  # which numbers are better
@@ -35,6 +37,7 @@ class MeasureRow:
     function: str  # "FILE:NAME" in this room: (Settings) -> Measure
     source: str  # paper or page that defines it
     weights: str = ""  # name of the network that it needs, in the catalogue of the hub
+    package: str = ""  # that it imports, of the extra `eval`
     needs_partner: bool = True
     needs_caption: bool = False  # reads `Pair.texts["caption"]`
 
@@ -67,18 +70,19 @@ MEASURES: Mapping[str, MeasureRow] = {
         MeasureRow("retrieval", ["features"], dict.fromkeys(("recall_1", "recall_5", "recall_10"), _HIGHER),
                    "things:Retrieval", "the share of samples whose own partner is among the nearest ones"),
         MeasureRow("bleu", ["text"], {"bleu_4": _HIGHER}, "texts:Bleu",
-                   "Papineni et al. 2002, doi:10.3115/1073083.1073135"),
+                   "Papineni et al. 2002, doi:10.3115/1073083.1073135", package="sacrebleu"),
         MeasureRow("rouge", ["text"], {"rouge_l": _HIGHER}, "texts:rouge",
-                   "Lin 2004, https://aclanthology.org/W04-1013"),
+                   "Lin 2004, https://aclanthology.org/W04-1013", package="rouge_score"),
         MeasureRow("cider", ["text"], {"cider_d": _HIGHER}, "texts:Cider",
                    "Vedantam et al. 2015, arXiv:1411.5726"),
         MeasureRow("boxes", ["boxes"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
-                   "things:BoxPrecision", "Lin et al. 2014, arXiv:1405.0312"),
+                   "things:BoxPrecision", "Lin et al. 2014, arXiv:1405.0312", package="pycocotools"),
         MeasureRow("pck", ["poses"], {"pck_05": _HIGHER, "pck_10": _HIGHER}, "things:poses",
-                   "Yang and Ramanan 2013, doi:10.1109/TPAMI.2012.261", weights="tok-human-poses"),
+                   "Yang and Ramanan 2013, doi:10.1109/TPAMI.2012.261", weights="tok-human-poses",
+                   package="scipy"),
         MeasureRow("palettes", ["palette"], {"lab_distance": _LOWER, "count_error": _LOWER},
-                   "things:palettes", "the distance in CIE Lab (CIE76) of matched colours"),
-        MeasureRow("metadata", ["metadata"], {"fields_equal": _HIGHER}, "things:Metadatas",
+                   "things:palettes", "the distance in CIE Lab (CIE76) of matched colours", package="scipy"),
+        MeasureRow("metadata", ["metadata"], {"fields_equal": _HIGHER}, "things:MetadataFields",
                    "the share of true fields with the same index"),
     )
 }  # fmt: skip
@@ -101,7 +105,12 @@ def measures_for(sort: Sort, has_partner: bool, has_caption: bool) -> list[Measu
 
 
 def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
-    """A measure without pairs. Its file is imported only here: those of pictures and maps import torch."""
+    """A measure without pairs. Its file is imported only here: that of pictures imports torch.
+
+    MissingError: its package is not installed.
+    """
+    if row.package and find_spec(row.package) is None:
+        raise MissingError(f"it needs {row.package}; `pip install 'fourm[eval]'` installs it")
     file, _, name = row.function.partition(":")
     build: Callable[[Settings], Measure] = getattr(import_module(f"fourm.measures.{file}"), name)
     return build(settings)

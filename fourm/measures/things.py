@@ -80,7 +80,7 @@ class BoxPrecision:
         return {name: Value(score, self._samples) for name, score in scores.items()}
 
 
-class Metadatas:
+class MetadataFields:
     """The share of the true fields that a result states with the same index, and the mean error of each.
 
     The indices are those of 4M's texts: values of one bin are equal. The error is that of values, where both

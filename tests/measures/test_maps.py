@@ -172,7 +172,7 @@ def test_normals_by_hand() -> None:
 
 def test_segmentation_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(3)
-    choices = np.array([0, 3, 7, 132, 254, 255], dtype=np.uint8)  # none is in the result only
+    choices = np.array([0, 3, 7, 132, 254, 255], dtype=np.uint8)  # class 0 is in results only
     values = [(rng.choice(choices, (20, 30)), rng.choice(choices[1:], (20, 30))) for _ in range(5)]
     numbers = check_shares("segmentation", LABELS, pairs_of(values))
     found, true = (np.concatenate([one.ravel() for one in side]) for side in zip(*values, strict=True))

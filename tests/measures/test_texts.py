@@ -48,7 +48,7 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
 
 
 def test_bleu_is_that_of_nltk() -> None:
-    texts = random_texts(60)
+    texts = random_texts(60, least=4)  # NLTK counts a 4-gram for shorter ones
     found, true = ([words_of(text) for text in side] for side in zip(*texts, strict=True))
     assert number("bleu", *texts) == pytest.approx(corpus_bleu([[one] for one in true], found), abs=TOLERANCE)
 
@@ -82,7 +82,7 @@ def longest(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 
 
 def test_rouge_by_hand() -> None:
-    # "the on" and so on: the longest common subsequence is "police the gunman" less one word.
+    # The longest common subsequences are "police the gunman" and "the gunman".
     assert number("rouge", ("police kill the gunman", "police killed the gunman")) == pytest.approx(3 / 4)
     assert number("rouge", ("the gunman kill police", "police killed the gunman")) == pytest.approx(2 / 4)
 

@@ -187,7 +187,7 @@ def test_people_are_those_of_plain_loops() -> None:
         numbers = pck((SOMEBODY,) * len(ours), true, lambda _, people=people: next(people))
         distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
         costs = np.minimum(distances, 224).sum(axis=-1)
-        longer, shorter = max(costs.shape), near
+        longer = max(costs.shape)
         square = np.zeros((longer, longer))
         square[: len(ours), : len(theirs)] = costs
         best = min(permutations(range(longer)), key=lambda order: sum(square[order[j], j] for j in range(longer)))
@@ -196,7 +196,6 @@ def test_people_are_those_of_plain_loops() -> None:
             for j in range(len(theirs)) for k in range(25) if best[j] < len(ours)
         ]  # fmt: skip
         assert numbers["pck_05"] == pytest.approx(sum(near_05) / (25 * len(theirs)), abs=TOLERANCE)
-        assert shorter <= longer
 
 
 def test_people_are_measured_through_their_tokenizer(tmp_path: Path) -> None:
@@ -253,12 +252,12 @@ def facts(**values: float) -> Metadata:
 
 def test_metadata_by_hand() -> None:
     true = facts(original_width=640, n_humans=2, brightness=120.5, watermark_score=0)
-    found = facts(original_width=650, n_humans=5, brightness=119.6, saturation=3)
+    found = facts(original_width=650, n_humans=5, brightness=119.8, saturation=3)
     # The same step of 32 pixels, another number, the same bin, and one that is not stated.
     numbers = check_shares("metadata", "metadata", pairs_of([(found, true), (true, true), ((), ())]))
     assert numbers == {
         "fields_equal": pytest.approx((2 / 4 + 1) / 2), "error/original_width": pytest.approx(5),
-        "error/n_humans": pytest.approx(1.5), "error/brightness": pytest.approx(0.45),
+        "error/n_humans": pytest.approx(1.5), "error/brightness": pytest.approx(0.35),
         "error/watermark_score": 0,
     }  # fmt: skip
     assert check_shares("metadata", "metadata", pairs_of([((), true)]))["fields_equal"] == 0
