@@ -64,7 +64,7 @@ MEASURES: Mapping[str, MeasureRow] = {
         MeasureRow("segmentation", ["labels"], {"miou": _HIGHER, "pixel_accuracy": _HIGHER},
                    "maps:Segmentation", "Long et al. 2015, arXiv:1411.4038"),
         MeasureRow("edges", ["edges"], {"ods_f1": _HIGHER}, "maps:Edges",
-                   "ArbelÃ¡ez et al. 2011, doi:10.1109/TPAMI.2010.161"),
+                   "ArbelÃ¡ez et al. 2011, doi:10.1109/TPAMI.2010.161", package="scipy"),
         MeasureRow("cosine", ["features"], {"cosine": _HIGHER}, "maps:cosine",
                    "the mean cosine of the vectors at each place"),
         MeasureRow("retrieval", ["features"], dict.fromkeys(("recall_1", "recall_5", "recall_10"), _HIGHER),
@@ -110,7 +110,7 @@ def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
     MissingError: its package is not installed.
     """
     if row.package and find_spec(row.package) is None:
-        raise MissingError(f"it needs {row.package}; `pip install 'fourm[eval]'` installs it")
+        raise MissingError(f"{row.package} is not installed; `pip install 'fourm[eval]'` does it")
     file, _, name = row.function.partition(":")
     build: Callable[[Settings], Measure] = getattr(import_module(f"fourm.measures.{file}"), name)
     return build(settings)
