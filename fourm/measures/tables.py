@@ -64,7 +64,7 @@ MEASURES: Mapping[str, MeasureRow] = {
         MeasureRow("segmentation", ["labels"], {"miou": _HIGHER, "pixel_accuracy": _HIGHER},
                    "maps:Segmentation", "Long et al. 2015, arXiv:1411.4038"),
         MeasureRow("edges", ["edges"], {"ods_f1": _HIGHER}, "maps:Edges",
-                   "ArbelÃ¡ez et al. 2011, doi:10.1109/TPAMI.2010.161", package="scipy"),
+                   "Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161", package="scipy"),
         MeasureRow("cosine", ["features"], {"cosine": _HIGHER}, "maps:cosine",
                    "the mean cosine of the vectors at each place"),
         MeasureRow("retrieval", ["features"], dict.fromkeys(("recall_1", "recall_5", "recall_10"), _HIGHER),
