@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fourm.api.schedule import Schedule
     from fourm.errors import FourMError
     from fourm.inputs.request import Request
+    from fourm.measures.evaluate import evaluate
 
 __version__ = "0.1.0"
 # Intel's matrix kernels read this variable when torch is imported: with this value they choose the same order
@@ -51,9 +52,10 @@ _PUBLIC = {
     "api.schedule": "Schedule",
     "errors": "FourMError",
     "inputs.request": "Request",
+    "measures.evaluate": "evaluate",
 }
 _names, _get = import_when_used(__name__, _PUBLIC)
-__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "load", "read", "run"]
+__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "evaluate", "load", "read", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -18,6 +18,7 @@ from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
 from fourm_cli.console import as_typed
 from fourm_cli.env import env
+from fourm_cli.evaluate import evaluate
 from fourm_cli.folders import convert_app, plot, retrieve, status, verify
 from fourm_cli.generate import generate, sr, tokenize
 from fourm_cli.help import help_of, reword, show_group
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 for command in (generate, sr, tokenize, download, retrieve, plot, verify, status, env):
     app.command(**help_of(command))(command)
+app.command("eval", **help_of(evaluate))(evaluate)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")

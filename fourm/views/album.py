@@ -1,6 +1,5 @@
 """Reads an output folder for display, one sample at a time, without the model and tokenizers of its run."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,13 +9,13 @@ from typing import Any
 
 from fourm.codecs.files import read_array, read_frame, read_picture
 from fourm.codecs.keeping import read_keep_mask
-from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, in_square, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key, Place, Sample, parse_key
-from fourm.errors import FourMError, SampleError, UsageError, as_addresses, printable
-from fourm.hub.files import find_model, find_sr
-from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
+from fourm.errors import SampleError, UsageError, as_addresses, printable
+from fourm.hub.files import find_model
+from fourm.measures.pairs import find_row, rows_of
+from fourm.modalities.registry import Kind, Modality
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import FRAMES, SR
 from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
@@ -229,32 +228,6 @@ def _kept_entries(run: Run, targets: Sequence[Entry]) -> list[Entry]:
         title = part_title(target.title, place.form == "kept_ids")
         found.append(Entry(run, place, "condition", title, reader, next(masks, None)))
     return found
-
-
-def rows_of(model: str) -> Registry:
-    """The modalities of a model, or of its super-resolution (`MODEL/sr`); RELEASED if it is not here."""
-    with suppress(FourMError):
-        return find_model(model).registry
-    if model.endswith("/sr"):
-        with suppress(FourMError):
-            return find_sr(find_model(model.removesuffix("/sr"))).registry
-    return RELEASED
-
-
-def find_row(name: str, registry: Registry, count: int | None = None) -> Modality:
-    """The row of a full name in `registry`, else in the released registry; UsageError if it is in neither.
-
-    Another resolution of a released modality is read like the released one, with a square grid of `count`
-    tokens. That excludes maps of labels, whose class numbers may have another meaning.
-    """
-    if row := registry.rows.get(name) or RELEASED.rows.get(name):
-        return row
-    for row in RELEASED.rows.values():
-        if row.key == name.partition("@")[0] and not (row.codec in FORMS and FORMS[row.codec].is_labels):
-            side = math.isqrt(count or 0)
-            is_square = row.kind is Kind.GRID and side > 0 and side * side == count
-            return replace(row, grid=(side, side), max_tokens=side * side) if is_square else row
-    raise UsageError("neither its model nor the released ones have it")
 
 
 def _read_order(path: Path, count: int) -> tuple[int, ...]:

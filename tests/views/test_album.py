@@ -18,11 +18,12 @@ from fourm.data.layout import Crop, Frame, Key, Place
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.figures import Person, cut_people, people_to_json
+from fourm.measures.pairs import find_row, rows_of
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.results.job import order_place, preview_place
-from fourm.views.album import find_row, open_album, rows_of
+from fourm.views.album import open_album
 from fourm.views.panels import View, make_view, panel_of, reader_for
 from fourm.views.plots import draw_sample
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, write_record

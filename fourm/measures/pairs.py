@@ -1,0 +1,407 @@
+"""Pairs of values from two folders, matched by the names of samples and read one after the other.
+
+A folder is the output of a run (files or shards), a dataset (folders, tars, Parquet), or pictures.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourm.codecs.files import read_array, read_caption, read_frame, read_picture
+from fourm.data.containers import CONTAINER_SUFFIXES, is_there
+from fourm.data.dataset import Listing, folders_in, list_folder
+from fourm.data.layout import Crop, Frame, Key, Place, centre_crop
+from fourm.data.mirrors import local_folder
+from fourm.data.storage import is_remote
+from fourm.errors import FourMError, SampleError, UsageError
+from fourm.files.opening import no_folder
+from fourm.hub.catalogue import DEMO
+from fourm.hub.files import find_model, find_sr
+from fourm.inputs.world import World
+from fourm.measures.measure import Pair
+from fourm.measures.tables import Sort, sort_of
+from fourm.modalities.registry import RELEASED, TOKENS, Kind, Modality, Registry
+from fourm.output.markers import marker_files, read_marker
+from fourm.output.record import FRAMES, RUN, SR_RUN, TOKENS as TOKENIZING
+from fourm.output.samples import Run, open_runs
+from fourm.sources.reading import read_samples
+from fourm.sources.source import Source, classify_source, folder_of_values
+
+CAPTION = "caption"  # the name of values that other measures read beside theirs
+_MAPS = ("picture", "depth", "normal", "labels", "edges")  # sorts that are fitted to each other
+_LEVELS = np.iinfo(np.uint16).max  # of depth in 16 bits
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One kind of value in a folder."""
+
+    name: str  # its folder: "rgb", "tok_rgb@64"
+    row: Modality
+    sort: Sort
+    run: Run | None = None  # that wrote it
+    place: Place | None = None  # of the run
+
+    @property
+    def kind(self) -> str:
+        """What partners have in common: the full name of tokens; of values, `rgb` of `tok_rgb@64`."""
+        return self.row.name if self.sort == "tokens" else self.row.key.removeprefix(TOKENS)
+
+    @property
+    def variations(self) -> tuple[int | None, ...]:
+        """Those of a run that makes several, unless all share this value; else (None,)."""
+        return (None,) if self.run is None or self.place is None or self.place.shared else self.run.variations
+
+
+class Folder(Protocol):
+    """What a folder holds, and where."""
+
+    held: Sequence[Held]
+
+    def keys(self, held: Held, world: World) -> Iterator[Key]:
+        """The samples of a share that may have a value, in order."""
+
+    def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
+        """The file of a value; None or a path without a file: there is none. SampleError: it is in doubt."""
+
+    def frame(self, key: Key) -> Frame | None:
+        """Where the square of a sample lies in its picture, if that is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """What runs wrote."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    held: tuple[Held, ...]
+
+    def keys(self, held: Held, world: World) -> Iterator[Key]:
+        assert held.run is not None
+        if held.run.record.is_sharded:
+            for path in world.share([*marker_files(self.root, held.run.file)]):
+                yield from (sample.key for sample in held.run.samples_of(read_marker(path)))
+            return
+        for number, sample in enumerate(held.run.samples()):
+            if number % world.size == world.rank:
+                yield sample.key
+
+    def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
+        assert held.run is not None and held.place is not None
+        return held.run.path(held.place, key, variation)
+
+    def frame(self, key: Key) -> Frame | None:
+        path = self.runs[0].path(FRAMES, key, None)
+        return read_frame(path) if is_there(path) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFolder:
+    """Files of a dataset, by name."""
+
+    root: Path
+    listings: Mapping[str, Listing]  # by the names of what is held
+    held: tuple[Held, ...]
+
+    def keys(self, held: Held, world: World) -> Iterator[Key]:
+        listing = self.listings[held.name]
+        yield from world.share(sorted({*listing.files, *listing.problems}))
+
+    def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
+        listing = self.listings[held.name]
+        if (cause := listing.cause_of(key)) is not None:
+            raise SampleError(listing.problems[cause])
+        return listing.files.get(key)
+
+    def frame(self, key: Key) -> Frame | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """A value that could not be measured."""
+
+    key: str
+    variation: int | None
+    modality: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many values of a share were found."""
+
+    pairs: int = 0  # with a partner, or of a folder that has none
+    without_partner: int = 0
+    matched: int = 0  # samples that both folders have
+    others: int = 0  # samples of the other folder, of all shares
+
+    def to_json(self) -> dict[str, int]:
+        """The numbers by name."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Pairs:
+    """The pairs of one kind of value. Iterating over it reads them, counts, and collects problems."""
+
+    held: Held
+    here: Folder
+    partner: Held | None = None
+    there: Folder | None = None
+    captions: tuple[Folder, Held] | None = None
+    world: World = field(default_factory=World)
+    counts: Counts = field(default_factory=Counts)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Pair]:
+        self.counts, self.problems = Counts(), []
+        for key in self.here.keys(self.held, self.world):
+            has_both = False
+            for variation in self.held.variations:
+                try:
+                    pair = self.read(key, variation)
+                except SampleError as error:
+                    self.problems.append(Problem(key.text, variation, self.held.name, str(error)))
+                    has_both = True
+                    continue
+                if pair is None:
+                    continue
+                lacks = self.partner is not None and pair.other is None
+                self.counts.without_partner += lacks
+                self.counts.pairs += not lacks
+                has_both |= not lacks
+                yield pair
+            self.counts.matched += has_both
+        if self.there is not None and self.partner is not None:
+            self.counts.others = sum(1 for _ in self.there.keys(self.partner, World()))
+
+    def read(self, key: Key, variation: int | None) -> Pair | None:
+        """One pair; None if there is no value. SampleError: a file of it cannot be read."""
+        path, other = self.here.path(self.held, key, variation), None
+        if path is None or not is_there(path):
+            return None
+        if self.there is not None and self.partner is not None:
+            number = variation if len(self.partner.variations) > 1 else None
+            other = self.there.path(self.partner, key, number)
+            other = other if other is not None and is_there(other) else None
+        value, known = read_value(self.held, path)
+        partner = None
+        if other is not None and self.partner is not None:
+            frame = self.here.frame(key) if self._may_differ else None
+            crop = None if frame is None or frame.restored else frame.crop
+            partner, known_there = read_value(self.partner, other, crop)
+            partner, known_there = fitted(self.held, value, partner, known_there, crop)
+            known = known_there if known is None else known
+            if known_there is not None and known is not None and known.shape == known_there.shape:
+                known = known & known_there
+        return Pair(key.text, variation, value, partner, self._texts(key, variation), known)
+
+    @property
+    def _may_differ(self) -> bool:
+        """Whether the values of this folder may be of a part of the picture of which their partners are."""
+        is_placed = self.held.sort in (*_MAPS, "boxes", "poses", "instances")
+        return is_placed and self.held.run is not None and self.partner is not None and not self.partner.run
+
+    def _texts(self, key: Key, variation: int | None) -> Mapping[str, str]:
+        if self.captions is None:
+            return {}
+        folder, held = self.captions
+        path = folder.path(held, key, variation if len(held.variations) > 1 else None)
+        return {} if path is None or not is_there(path) else {CAPTION: read_caption(path)}
+
+
+def list_pairs(
+    root: Path, against: str | None, world: World | None = None, model: str | None = None
+) -> list[Pairs]:
+    """What of a folder can be measured, in its order: each kind of value with its partner, if it has one.
+
+    against: a folder, or what else names a dataset. model: whose modalities the values of `root` are, where
+    its record does not say it or the model is gone. UsageError: a folder that cannot be read, or the numbers
+    of variations do not fit together.
+    """
+    world, here = world or World(), open_folder(str(root), model)
+    registry = None if model is None else find_model(model).registry
+    if registry is None and isinstance(here, RunFolder):
+        registry = rows_of(here.runs[0].record.model)
+    there = None if against is None else open_folder(against, model, registry)
+    captions = next(
+        ((folder, held) for folder in (here, there) if folder is not None for held in _captions_of(folder)),
+        None,
+    )
+    found = list[Pairs]()
+    for held in (one for one in here.held if _is_result(one)):
+        partner = None if there is None else _partner_of(held, there)
+        if partner is not None and len(partner.variations) > 1 and partner.variations != held.variations:
+            numbers = f"{len(held.variations)} variations in {root}, {len(partner.variations)} in {against}"
+            raise UsageError(f"{held.name}: {numbers}; those to compare with are as many, or one")
+        found.append(Pairs(held, here, partner, there if partner else None, captions, world))
+    return found
+
+
+def open_folder(text: str, model: str | None = None, registry: Registry | None = None) -> Folder:
+    """The folder of a run, a dataset, or what else names one; UsageError: it cannot be read.
+
+    registry: the modalities of a dataset, if the model is not named.
+    """
+    if is_remote(text) and not text.lower().endswith(CONTAINER_SUFFIXES):
+        text = str(local_folder(text))
+    root = Path(text)
+    if any((root / file).is_file() for file in (RUN, SR_RUN)):
+        runs = open_runs(root)
+        return RunFolder(root, runs, tuple(_held_by(runs, model)))
+    files = find_model(model or DEMO)
+    registry = files.registry if model is not None else registry or RELEASED
+    # A model's own rows come first: they say best what the folders are.
+    rows = sorted(registry.rows.values(), key=lambda row: RELEASED.rows.get(row.name) is row)
+    source = classify_source(Source(data=text), files)
+    if source.data is not None and not source.containers and not source.is_folder:
+        raise no_folder(root)
+    if source.containers or source.paths:
+        return _read_listed(source, root, rows)
+    present, held = folders_in(root), dict[str, Held]()
+    for row in rows:
+        is_grid = row.kind is Kind.GRID
+        folder = folder_of_values(row, present) if is_grid else row.folder if row.folder in present else ""
+        for name, form in ((folder, "value"), (row.name if is_grid and row.name in present else "", "ids")):
+            if name and (sort := sort_of(row, form)) is not None:
+                held.setdefault(name, Held(name, row, sort))
+    return ListedFolder(root, {name: list_folder(root, name) for name in held}, tuple(held.values()))
+
+
+def _read_listed(source: Source, root: Path, rows: Sequence[Modality]) -> Folder:
+    """Containers or pictures: of each modality, what they hold of it."""
+    listings, held = dict[str, Listing](), dict[str, Held]()
+    model = replace(find_model(DEMO), registry=Registry({row.name: row for row in rows}))
+    for row in rows:
+        is_grid = row.kind is Kind.GRID
+        forms = {"value": (row.value_names or (row.folder,))[-1], **({"ids": row.name} if is_grid else {})}
+        for form, name in forms.items():
+            sort = sort_of(row, form)
+            if sort is None or name in held:
+                continue
+            raw = (row.name,) if is_grid and form == "value" else ()
+            try:
+                dataset = read_samples(source, (row.name,), model, io.BytesIO(), raw)
+            except UsageError:  # it has nothing of this modality
+                continue
+            listing = Listing(top=root)
+            for sample in dataset.samples:
+                if sample.problem:
+                    listing.problems[sample.key] = sample.problem
+                if row.name in sample.files:
+                    listing.files[sample.key] = sample.files[row.name]
+            listings[name], held[name] = listing, Held(name, row, sort)
+    return ListedFolder(root, listings, tuple(held.values()))
+
+
+def _held_by(runs: Sequence[Run], model: str | None) -> Iterator[Held]:
+    """What runs wrote, as far as its modality is known."""
+    for run in runs:
+        registry = rows_of(run.record.model) if model is None else find_model(model).registry
+        for place in run.places:
+            with suppress(UsageError):  # of a modality that nobody knows here
+                row = find_row(place.modality, registry, run.count_tokens(place))
+                if (sort := sort_of(row, place.form)) is not None:
+                    yield Held(place.folder, row, sort, run, place)
+
+
+def _is_result(held: Held) -> bool:
+    """Whether a value was made, not given to the run; those of datasets count as made."""
+    if held.run is None or held.place is None or held.run.record.stage == TOKENIZING:
+        return True
+    return not held.place.is_condition
+
+
+def _captions_of(folder: Folder) -> Iterator[Held]:
+    """Captions: those that results were made from come first."""
+    yield from sorted((one for one in folder.held if one.sort == "text"), key=_is_result)
+
+
+def _partner_of(held: Held, there: Folder) -> Held | None:
+    """What a value is compared with: a result before a condition, and one of the same name before others."""
+    alike = (one for one in there.held if one.kind == held.kind)
+    return min(alike, key=lambda one: (not _is_result(one), one.name != held.name), default=None)
+
+
+def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, Mask | None]:
+    """A value as `measure` describes it, and which of its pixels are known; None: all of them.
+
+    crop: the square of the other folder's value; boxes and poses of a dataset are read in it.
+    """
+    if held.sort == "tokens":
+        ids = read_array(path)
+        if ids.dtype.kind not in "iu" or ids.size == 0:
+            raise SampleError(f"{path}: {ids.dtype} of shape {ids.shape} is not a row of token ids")
+        return ids.astype(np.int64).ravel(), None
+    if held.sort == "text":
+        return read_caption(path), None
+    from fourm.codecs.maps import FORMS, pixels_of  # imports torch, which texts and tokens do not need
+    from fourm.codecs.texts import STRUCTURED, read_structured, read_whole
+
+    codec = held.row.codec
+    if codec in STRUCTURED:
+        grammar = STRUCTURED[codec].grammar
+        if held.run is not None and held.run.record.restore and grammar.cut is not None:
+            return read_whole(path, grammar), None
+        return read_structured(path, grammar, crop), None
+    if held.sort in ("picture", "normal"):
+        picture = read_picture(path)
+        pixels, known = pixels_of(picture, "RGB", str(path)), None
+        if picture.mode in ("LA", "RGBA"):
+            known = np.asarray(picture.getchannel("A")) > 0
+            pixels = np.where(known[..., None], pixels, np.uint8(0))
+        return pixels, None if known is None or known.all() else known
+    value = FORMS[codec].read(path)
+    return (value / _LEVELS).astype(np.float32) if value.dtype == np.uint16 else value, None
+
+
+def fitted(
+    held: Held, value: Any, other: Any, known: Mask | None, crop: Crop | None
+) -> tuple[Any, Mask | None]:
+    """A partner's map at the size of a square value: the recorded crop of it, or its centre; others stay."""
+    if held.sort not in _MAPS or value.shape[:2] == other.shape[:2] or value.shape[0] != value.shape[1]:
+        return other, known
+    from fourm.codecs.maps import FORMS, cut
+
+    form, side = FORMS["tok_rgb" if held.row.codec == "rgb" else held.row.codec], value.shape[0]
+    if crop is None or crop.whole != other.shape[:2]:
+        crop = centre_crop(*other.shape[:2])
+    assert form.resample is not None
+    if known is not None:
+        known = cut(known.astype(np.uint8), crop, side) > 0
+    return cut(other, crop, side, form.resample, form.outside), known
+
+
+def rows_of(model: str) -> Registry:
+    """The modalities of a model, or of its super-resolution (`MODEL/sr`); RELEASED if it is not here."""
+    with suppress(FourMError):
+        return find_model(model).registry
+    if model.endswith("/sr"):
+        with suppress(FourMError):
+            return find_sr(find_model(model.removesuffix("/sr"))).registry
+    return RELEASED
+
+
+def find_row(name: str, registry: Registry, count: int | None = None) -> Modality:
+    """The row of a full name in `registry`, else in the released registry; UsageError if it is in neither.
+
+    Another resolution of a released modality is read like the released one, with a square grid of `count`
+    tokens. That excludes maps of labels, whose class numbers may have another meaning.
+    """
+    if row := registry.rows.get(name) or RELEASED.rows.get(name):
+        return row
+    for row in RELEASED.rows.values():
+        if row.key == name.partition("@")[0] and sort_of(row, "value") != "labels":
+            side = math.isqrt(count or 0)
+            is_square = row.kind is Kind.GRID and side > 0 and side * side == count
+            return replace(row, grid=(side, side), max_tokens=side * side) if is_square else row
+    raise UsageError("neither its model nor the released ones have it")

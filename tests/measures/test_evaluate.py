@@ -1,0 +1,240 @@
+"""Evaluations of folders: files, intervals, shares that are merged, what is said of damage."""
+
+import csv
+import json
+import math
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fourm
+from fourm.checks.verify import verify_folder
+from fourm.data.layout import Sample, number_keys
+from fourm.errors import UsageError
+from fourm.inputs.world import World
+from fourm.measures.evaluate import Asked, Evaluation, intervals, measure_folder
+from fourm.output.samples import load_run
+from fourm.views import measures
+from tests.folders import RGB, noise, put, write_record
+from tests.measured import KEYS, dataset, run_folder
+from tests.sharded_folder import make_folder
+
+Run = Callable[..., tuple[int, str, str]]
+MEASURES = ("psnr", "token_share")  # that need no network
+
+
+def noisy(root: Path, data: Path, count: int = 5, variations: int = 1) -> Path:
+    """A run whose pictures are those of a dataset, more and more disturbed; the first is identical."""
+    run_folder(root, count, variations)
+    for at, key in enumerate(KEYS[:count]):
+        truth = noise(10 * at, 8, 8, 3).astype(int)
+        for number in [None] if variations == 1 else range(variations):
+            value = np.clip(truth + noise(1, 8, 8, 3) % (4 * at + (number or 0) + 1), 0, 255)
+            put(root, RGB, key, value, number)
+    dataset(data, count)
+    return root
+
+
+def test_results_are_in_two_files(tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    found = fourm.evaluate(root, tmp_path / "data", measures="psnr")
+    assert found is not None
+    rows = [*csv.DictReader((root / "eval.csv").read_text().splitlines())]
+    assert [row["key"] for row in rows] == [key.text for key in KEYS]
+    numbers = [float(row["rgb/psnr"]) for row in rows]
+    assert numbers[0] == math.inf
+    said = json.loads((root / "eval.json").read_text())
+    [result] = said["results"]
+    assert result["value"] == pytest.approx(np.mean(numbers[1:]), rel=1e-12)
+    assert result["low"] <= result["value"] <= result["high"]
+    assert (result["samples"], result["identical"], result["better"]) == (4, 1, "higher")
+    assert said["settings"]["against"] == str(tmp_path / "data")
+    assert said["counts"]["rgb"]["pairs"] == 5
+    assert not (root / ".partial").exists()
+
+
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    root = run_folder(tmp_path / "run")
+    fourm.evaluate(root, root, measures="psnr")
+    [result] = json.loads((root / "eval.json").read_text())["results"]
+    assert (result["value"], result["identical"]) == (None, 3)
+
+
+@pytest.mark.parametrize("variations", [1, 2])
+def test_three_processes_find_what_one_finds(tmp_path: Path, variations: int) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data", 5, variations)
+    asked = Asked(root, str(tmp_path / "data"), MEASURES[:1])
+    alone = measure_folder(asked)
+    assert alone is not None
+    table = (root / "eval.csv").read_text()
+    (root / "eval.json").unlink()
+    ask = [Asked(root, asked.against, asked.measures, world=World(rank, 3)) for rank in (2, 0, 1)]
+    assert [measure_folder(one) is None for one in ask] == [True, True, False]
+    for _ in range(2):
+        said = json.loads((root / "eval.json").read_text())
+        for one, other in zip(alone.to_json()["results"], said["results"], strict=True):  # type: ignore[call-overload]
+            assert one.keys() == other.keys()
+            for name, number in one.items():
+                assert other[name] == (pytest.approx(number, abs=1e-9) if name == "value" else number)
+        assert (root / "eval.csv").read_text() == table
+        (root / "eval.json").unlink()
+        assert measure_folder(ask[0], only_merge=True) is not None  # once more
+
+
+def test_a_share_of_other_settings_or_that_is_damaged_is_not_merged(tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    first, second = (Asked(root, str(tmp_path / "data"), ("psnr",), world=World(i, 2)) for i in (0, 1))
+    assert measure_folder(Asked(root, str(root), ("psnr",), world=World(0, 2))) is None
+    assert measure_folder(second) is None
+    with pytest.raises(UsageError, match="no share 0 of these settings"):
+        measure_folder(second, only_merge=True)
+    (root / "eval" / "00001-of-00002.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UsageError, match=r"00001-of-00002.npz: is damaged"):
+        measure_folder(first)
+    assert measure_folder(second) is not None  # wrote it anew
+
+
+def test_intervals_are_percentiles_of_means_of_samples() -> None:
+    numbers = np.random.default_rng(3).normal(5, 2, 400)
+    rows: Any = {(f"{at:03d}", None): {"a": float(one)} for at, one in enumerate(numbers)}
+    low, high = intervals(rows, ["a"])["a"]
+    width = 1.96 * numbers.std() / math.sqrt(len(numbers))
+    assert low == pytest.approx(numbers.mean() - width, abs=0.05)
+    assert high == pytest.approx(numbers.mean() + width, abs=0.05)
+    constant: Any = {(str(at), None): {"a": 3.0, "b": math.nan} for at in range(9)}
+    assert intervals(constant, ["a", "b"]) == {"a": (3, 3)}
+    assert intervals({("0", None): {"a": 3.0}}, ["a"]) == {}
+
+
+def test_variations_of_a_sample_are_drawn_together() -> None:
+    """Copies of a sample add nothing that an interval could be narrower for."""
+    once: Any = {(str(at), None): {"a": float(at)} for at in range(30)}
+    copied: Any = {(str(at), number): {"a": float(at)} for at in range(30) for number in range(9)}
+    assert intervals(once, ["a"])["a"] == pytest.approx(intervals(copied, ["a"])["a"], abs=1e-12)
+
+
+def test_measures_change_nothing_for_verify(tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    make_folder(tmp_path / "shards", "shards")
+    for folder in (root, tmp_path / "shards"):
+        before = verify_folder(folder).findings
+        for rank in (0, 1):
+            measure_folder(Asked(folder, str(folder), ("token_share",), world=World(rank, 2)))
+        assert {path.name for path in folder.iterdir()} >= {"eval", "eval.json", "eval.csv"}
+        assert verify_folder(folder).findings == before
+        (folder / "eval" / "notes.txt").write_text("mine")
+        shutil.rmtree(folder / "eval")
+        (folder / "eval").write_text("a file")
+        assert "eval" in {one.file for one in verify_folder(folder).findings}
+
+
+def test_the_command_prints_a_table_and_what_was_left_out(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data", 4)
+    dataset(tmp_path / "data", 5)
+    (tmp_path / "data" / "rgb" / f"{KEYS[1].path}.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr")
+    assert code == 3
+    head, line = out.splitlines()
+    assert head.split() == ["modality", "measure", "value", "95", "%", "interval", "samples", "better"]
+    assert line.split()[:2] == ["rgb", "psnr"]
+    assert "(1 identical)" in line
+    assert line.split()[-2:] == ["2", "↑"]
+    assert f"{KEYS[1].text}: rgb: " in err
+    assert "1 sample only in the other folder" in err
+    code, out, _ = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr", "--json")
+    assert (code, json.loads(out)["problems"][0]["key"]) == (3, KEYS[1].text)
+
+
+def test_shares_are_merged_by_the_last_command_or_when_asked(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    words = ["eval", root, "--against", tmp_path / "data", "--measures", "psnr", "--shard"]
+    code, out, err = run(*words, "1/2")
+    assert (code, out) == (0, "")
+    assert "share 1 of 2 is measured" in err
+    assert run(*words, "0/2", "--merge")[0] == 2
+    code, out, _ = run(*words, "0/2")
+    assert code == 0
+    assert run(*words, "0/2", "--merge")[:2] == (0, out)
+    code, _, err = run(*words[:-1], "--merge")
+    assert (code, "--shard i/n" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--measures", "psn"], "did you mean 'psnr'?"),
+        (["--measures", ","], "names no measure"),
+        (["--measures", "psnr"], "psnr compares two folders; --against DIR names the other"),
+        ([], "--against DIR names what to compare with"),
+        (["--against", "nowhere"], "nowhere"),
+        (["--against", "run", "--measures", "exact_match"], "exact_match is for text"),
+    ],
+)
+def test_mistakes_are_one_sentence(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+    run_folder(tmp_path / "run")
+    code, out, err = run("eval", "run", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_values_that_do_not_fit_together_are_named(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data", 3)
+    put(root, RGB, KEYS[1], noise(1, 4, 6, 3))  # no square, so its partner is not cut to it
+    code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr")
+    assert (code, out.split()[-2]) == (3, "1")
+    assert f"{KEYS[1].text}: rgb: 6 x 4 pixels, but its partner has 8 x 8" in err
+
+
+def test_results_may_go_elsewhere(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    code, _, _ = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr", "--out", "there")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"eval.json", "eval.csv"}
+    assert not (root / "eval.json").exists()
+
+
+def test_plots_show_histograms_and_the_worst(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    code, _, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr", "--plot")
+    assert code == 0
+    assert {path.name for path in (root / "eval").iterdir()} == {"histograms.png", "worst-rgb-psnr.png"}
+    assert "worst-rgb-psnr.png" in err
+
+
+def test_the_worst_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    found, rows = fourm.evaluate(root, tmp_path / "data", measures="psnr"), list[Any]()
+    assert found is not None
+    monkeypatch.setattr(measures, "draw_sheet", lambda cells, heads: rows.extend(cells))
+    measures.draw_worst(found, found.numbers[0])
+    assert [row[0][1].splitlines()[0] for row in rows] == [key.text for key in KEYS[:0:-1]]
+
+
+def test_memory_does_not_grow_with_pictures(tmp_path: Path) -> None:
+    def peak(root: Path, count: int) -> int:
+        keys = number_keys(count)
+        write_record(root, [RGB])
+        (root / "samples").mkdir()
+        known = load_run(root)
+        (root / "samples" / "00000.jsonl").write_text(
+            "".join(known.describe(Sample(key)).to_line() for key in keys)
+        )
+        (root / "rgb" / "00000").mkdir(parents=True)
+        for key in keys:
+            (root / "rgb" / f"{key.path}.png").write_bytes(picture.read_bytes())
+        tracemalloc.start()
+        fourm.evaluate(root, root, measures="psnr")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    write_record(tmp_path / "one", [RGB])
+    picture = put(tmp_path / "one", RGB, KEYS[0], noise(0, 128, 128, 3))
+    few, many = peak(tmp_path / "few", 64), peak(tmp_path / "many", 256)
+    assert many - few < 192 * 4096  # of a picture of 49 kB, a few numbers stay

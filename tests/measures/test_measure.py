@@ -1,0 +1,122 @@
+"""The simplest measures by hand, and means that any split of the pairs leaves as they are."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourm.errors import SampleError
+from fourm.measures.measure import (
+    MeanOf,
+    Measure,
+    Pair,
+    Row,
+    Settings,
+    exact_match,
+    mean_of,
+    one_by_one,
+    psnr,
+    token_share,
+)
+from fourm.modalities.registry import RELEASED
+
+SETTINGS = Settings(RELEASED.get("tok_rgb@224"))
+
+
+def pair(value: Any, other: Any, key: str = "00000/000000", **more: Any) -> Pair:
+    return Pair(key, None, value, other, **more)
+
+
+def grey(level: int, side: int = 4) -> Any:
+    return np.full((side, side, 3), level, np.uint8)
+
+
+def update(measure: Measure, pairs: Any) -> Any:
+    measure.update([*pairs])
+    return measure.result()
+
+
+def test_psnr_is_that_of_the_mean_squared_error_in_a_range_of_1() -> None:
+    measure = psnr(SETTINGS)
+    assert measure.update([pair(grey(51), grey(102))])[0]["psnr"] == pytest.approx(-10 * math.log10(0.04))
+    half = grey(0)
+    half[:2] = 255
+    assert measure.update([pair(half, grey(0))])[0]["psnr"] == pytest.approx(-10 * math.log10(0.5))
+
+
+def test_identical_pictures_are_counted_and_left_out_of_the_mean_psnr() -> None:
+    measure = psnr(SETTINGS)
+    rows = measure.update([pair(grey(9), grey(9)), pair(grey(0), grey(255))])
+    assert [row["psnr"] for row in rows] == [math.inf, 0]
+    found = measure.result()["psnr"]
+    assert (found.value, found.samples, dict(found.counts)) == (0, 1, {"identical": 1})
+    alone = update(psnr(SETTINGS), [pair(grey(9), grey(9))])["psnr"]
+    assert (alone.value, alone.samples) == (math.inf, 1)
+
+
+def test_psnr_is_of_known_pixels_and_undefined_without_any() -> None:
+    known = np.zeros((4, 4), np.bool_)
+    measure = psnr(SETTINGS)
+    assert math.isnan(measure.update([pair(grey(0), grey(255), known=known)])[0]["psnr"])
+    half = grey(0)
+    half[0] = 255
+    known[0] = True
+    assert measure.update([pair(half, grey(255), known=known)])[0]["psnr"] == math.inf
+    assert dict(measure.result()["psnr"].counts) == {"identical": 1, "undefined": 1}
+
+
+def test_pictures_of_other_sizes_are_refused_before_anything_is_taken_in() -> None:
+    measure = psnr(SETTINGS)
+    with pytest.raises(SampleError, match="8 x 8 pixels, but its partner has 4 x 4"):
+        measure.update([pair(grey(0), grey(255)), pair(grey(0, 8), grey(0))])
+    assert measure.result()["psnr"].samples == 0
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "share", "whole"),
+    [([1, 2, 3, 4], [1, 2, 0, 4], 0.75, 0), ([5], [5], 1, 1), ([1, 2], [1, 2, 3, 4], 0.5, 0), ([7], [8], 0, 0)],
+)
+def test_the_share_of_equal_tokens(here: list[int], there: list[int], share: float, whole: int) -> None:
+    [row] = token_share(SETTINGS).update([pair(np.array(here), np.array(there))])
+    assert row == {"token_share": share, "all_equal": whole}
+
+
+def test_no_tokens_have_no_share() -> None:
+    found = update(token_share(SETTINGS), [pair(np.zeros(0, np.int64), np.zeros(0, np.int64))])
+    assert found["token_share"].samples == 0
+    assert math.isnan(found["token_share"].value)
+
+
+def test_texts_match_exactly_but_for_blanks_at_their_ends() -> None:
+    pairs = [pair("a cat\n", "a cat"), pair("a cat", "A cat"), pair("", "a cat"), pair("", " ")]
+    assert [row["exact_match"] for row in exact_match(SETTINGS).update(pairs)] == [1, 0, 0, 1]
+
+
+def first(pair: Pair) -> Row:
+    return {"first": pair.value}
+
+
+FLOATS = st.one_of(st.floats(-1e9, 1e9), st.sampled_from([math.nan, math.inf]))
+
+
+@given(st.lists(FLOATS, max_size=30), st.integers(1, 4))
+def test_the_mean_of_any_shares_is_that_of_all(numbers: list[float], shares: int) -> None:
+    whole, merged = (MeanOf(one_by_one(first), ["first"]) for _ in range(2))
+    whole.update([pair(one, None) for one in numbers])
+    states = []
+    for rank in range(shares):
+        part = MeanOf(one_by_one(first), ["first"])
+        part.update([pair(one, None) for one in numbers[rank::shares]])
+        states.append(part.state())
+    merged.merge(states)
+    np.testing.assert_equal(merged.result(), whole.result())
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_a_mean_is_that_of_numpy(numbers: list[float]) -> None:
+    found = mean_of(numbers)
+    assert found.value == pytest.approx(np.mean(numbers), rel=1e-9, abs=1e-6)
+    assert (found.samples, found.is_mean) == (len(numbers), True)
