@@ -227,6 +227,8 @@ def plan(asked: Asked) -> tuple[list[Task], list[str]]:
             if not any(MEASURES[name].needs_caption for name in built):
                 pairs = replace(pairs, captions=None)
             tasks.append(Task(pairs, built, settings))
+        if asked.against is not None and pairs.partner is None:
+            notes.append(f"{held.name}: {asked.against} has nothing to compare it with")
     notes += [f"not measured: {', '.join(dict.fromkeys(names))} ({why})" for why, names in missing.items()]
     done = {name for task in tasks for name in task.measures}
     if unused := [name for name in asked.measures if name not in done]:
@@ -429,7 +431,7 @@ def _merge(tasks: Sequence[Task], shares: Sequence[_Share]) -> Rows:
         own = [share.counts[task.name] for share in shares]
         task.pairs.counts = Counts(
             sum(one.pairs for one in own), sum(one.without_partner for one in own),
-            sum(one.matched for one in own), max(one.others for one in own),
+            sum(one.matched for one in own), sum(one.others for one in own),
         )  # fmt: skip
         task.pairs.problems = [
             one for share in shares for one in share.problems if one.modality == task.name

@@ -23,7 +23,7 @@ from fourm.data.storage import is_remote
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.files.opening import no_folder
 from fourm.hub.catalogue import DEMO
-from fourm.hub.files import find_model, find_sr
+from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.world import World
 from fourm.measures.measure import Pair
 from fourm.measures.tables import Sort, sort_of
@@ -142,7 +142,7 @@ class Counts:
     pairs: int = 0  # with a partner, or of a folder that has none
     without_partner: int = 0
     matched: int = 0  # samples that both folders have
-    others: int = 0  # samples of the other folder, of all shares
+    others: int = 0  # samples of the same share of the other folder
 
     def to_json(self) -> dict[str, int]:
         """The numbers by name."""
@@ -182,7 +182,8 @@ class Pairs:
                 yield pair
             self.counts.matched += has_both
         if self.there is not None and self.partner is not None:
-            self.counts.others = sum(1 for _ in self.there.keys(self.partner, World()))
+            keys = self.there.keys(self.partner, self.world)
+            self.counts.others = sum(_has_value(self.there, self.partner, key) for key in keys)
 
     def read(self, key: Key, variation: int | None) -> Pair | None:
         """One pair; None if there is no value. SampleError: a file of it cannot be read."""
@@ -260,13 +261,14 @@ def open_folder(text: str, model: str | None = None, registry: Registry | None =
         return RunFolder(root, runs, tuple(_held_by(runs, model)))
     files = find_model(model or DEMO)
     registry = files.registry if model is not None else registry or RELEASED
+    files = replace(files, registry=registry)
     # A model's own rows come first: they say best what the folders are.
     rows = sorted(registry.rows.values(), key=lambda row: RELEASED.rows.get(row.name) is row)
     source = classify_source(Source(data=text), files)
     if source.data is not None and not source.containers and not source.is_folder:
         raise no_folder(root)
     if source.containers or source.paths:
-        return _read_listed(source, root, rows)
+        return _read_listed(source, root, files, rows)
     present, held = folders_in(root), dict[str, Held]()
     for row in rows:
         is_grid = row.kind is Kind.GRID
@@ -277,10 +279,9 @@ def open_folder(text: str, model: str | None = None, registry: Registry | None =
     return ListedFolder(root, {name: list_folder(root, name) for name in held}, tuple(held.values()))
 
 
-def _read_listed(source: Source, root: Path, rows: Sequence[Modality]) -> Folder:
+def _read_listed(source: Source, root: Path, model: ModelFiles, rows: Sequence[Modality]) -> Folder:
     """Containers or pictures: of each modality, what they hold of it."""
     listings, held = dict[str, Listing](), dict[str, Held]()
-    model = replace(find_model(DEMO), registry=Registry({row.name: row for row in rows}))
     for row in rows:
         is_grid = row.kind is Kind.GRID
         forms = {"value": (row.value_names or (row.folder,))[-1], **({"ids": row.name} if is_grid else {})}
@@ -312,6 +313,15 @@ def _held_by(runs: Sequence[Run], model: str | None) -> Iterator[Held]:
                 row = find_row(place.modality, registry, run.count_tokens(place))
                 if (sort := sort_of(row, place.form)) is not None:
                     yield Held(place.folder, row, sort, run, place)
+
+
+def _has_value(folder: Folder, held: Held, key: Key) -> bool:
+    """Whether a sample has a value, which may be damaged; one that failed has none."""
+    try:
+        paths = [folder.path(held, key, variation) for variation in held.variations]
+    except SampleError:
+        return True
+    return any(path is not None and is_there(path) for path in paths)
 
 
 def _is_result(held: Held) -> bool:
