@@ -30,6 +30,7 @@ from fourm.checks.findings import (
     UNREADABLE,
 )
 from fourm.data.layout import Place
+from fourm.measures.tables import MEASURES
 from fourm.modalities.registry import RELEASED
 from fourm.output.joining import NOT_COMPARED
 from fourm.output.processes import Failure, Launch
@@ -101,6 +102,29 @@ def test_the_table_of_modules_is_current() -> None:
     if os.environ.get("UPDATE_DOCS"):
         path.write_text(text, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
+
+
+def measures() -> str:
+    """The table of measures, from `MEASURES`."""
+    lines = ["| measure | of | numbers | needs | source |", "| --- | --- | --- | --- | --- |"]
+    for row in MEASURES.values():
+        arrows = {"higher": "↑", "lower": "↓"}
+        numbers = ", ".join(f"`{name}` {arrows[better]}" for name, better in row.results.items())
+        partner = [] if row.needs_partner else ["no partner"]
+        needs = [*partner, *(["captions"] if row.needs_caption else []), row.package, row.weights and f"`{row.weights}`"]
+        told = ", ".join(filter(None, needs))
+        lines.append(f"| `{row.name}` | {', '.join(row.sorts)} | {numbers} | {told} | {row.source} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_measures_is_current() -> None:
+    path = ROOT / "docs" / "evaluate.md"
+    head, rest = path.read_text(encoding="utf-8").split("<!-- measures -->\n")
+    table, tail = rest.split("<!-- end -->")
+    if os.environ.get("UPDATE_DOCS"):
+        path.write_text(f"{head}<!-- measures -->\n{measures()}\n<!-- end -->{tail}", encoding="utf-8")
+        return
+    assert table == f"{measures()}\n", "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
 
 
 def test_the_python_of_the_readme_runs_as_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""README, quick start and recipes: every block is typed as it stands, in order, in an empty folder."""
+"""README, quick start, recipes and measuring: every block is typed as it stands, in order, in an empty folder."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from tests.forked import run_block, typed_fourm
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/recipes.md", pytest.param("docs/quickstart.md", marks=pytest.mark.more))
+PAGES = ("README.md", "docs/recipes.md", "docs/evaluate.md", pytest.param("docs/quickstart.md", marks=pytest.mark.more))
 
 
 @pytest.fixture(scope="module")

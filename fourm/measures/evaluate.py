@@ -64,7 +64,6 @@ class Task:
 
     pairs: Pairs
     measures: dict[str, Measure]  # by their names in MEASURES
-    settings: Mapping[str, Settings]  # likewise
 
     @property
     def name(self) -> str:
@@ -191,7 +190,8 @@ def measure_folder(
                     which = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
                     raise UsageError(f"{asked.folder / EVAL}: no share {which} of these settings is there")
                 return None
-            rows = _merge(tasks, there)
+            own = None if only_merge else asked.world.rank
+            rows = _merge(tasks, there, own)
         found = _result(asked, tasks, rows, notes, settings)
         write_text(asked.folder, asked.folder / EVAL_CSV, found.to_csv())
         write_text(asked.folder, asked.folder / EVAL_JSON, json.dumps(found.to_json(), indent=2) + "\n")
@@ -212,13 +212,12 @@ def plan(asked: Asked) -> tuple[list[Task], list[str]]:
             raise UsageError(f"`measures`: there is no measure '{name}'{near}")
     tasks, notes, missing = list[Task](), list[str](), dict[str, list[str]]()
     for pairs in list_pairs(asked.root, asked.against, asked.world, asked.model):
-        held, built, settings = pairs.held, dict[str, Measure](), dict[str, Settings]()
+        held, built = pairs.held, dict[str, Measure]()
         for row in measures_for(held.sort, pairs.partner is not None, pairs.captions is not None):
             if asked.measures and row.name not in asked.measures:
                 continue
             try:
-                settings[row.name] = _settings_for(row, held.row, asked)
-                built[row.name] = build_measure(row, settings[row.name])
+                built[row.name] = build_measure(row, _settings_for(row, held.row, asked))
             except MissingError as error:
                 if asked.measures:
                     raise
@@ -226,7 +225,7 @@ def plan(asked: Asked) -> tuple[list[Task], list[str]]:
         if built:
             if not any(MEASURES[name].needs_caption for name in built):
                 pairs = replace(pairs, captions=None)
-            tasks.append(Task(pairs, built, settings))
+            tasks.append(Task(pairs, built))
         if asked.against is not None and pairs.partner is None:
             notes.append(f"{held.name}: {asked.against} has nothing to compare it with")
     notes += [f"not measured: {', '.join(dict.fromkeys(names))} ({why})" for why, names in missing.items()]
@@ -421,25 +420,24 @@ def _load(asked: Asked, rank: int, settings: Mapping[str, object]) -> _Share | N
         raise UsageError(f"{path}: is damaged ({error}); delete it, and measure its share again") from error
 
 
-def _merge(tasks: Sequence[Task], shares: Sequence[_Share]) -> Rows:
-    """Put what all processes have found into fresh measures; the rows of all."""
+def _merge(tasks: Sequence[Task], shares: Sequence[_Share], own: int | None) -> Rows:
+    """Add what all processes have found to tasks; the rows of all. own: the share that tasks have already."""
     rows = Rows()
     for share in shares:
         for sample, row in share.rows.items():
             rows.setdefault(sample, {}).update(row)
     for task in tasks:
-        own = [share.counts[task.name] for share in shares]
+        counts = [share.counts[task.name] for share in shares]
         task.pairs.counts = Counts(
-            sum(one.pairs for one in own), sum(one.without_partner for one in own),
-            sum(one.matched for one in own), sum(one.others for one in own),
+            sum(one.pairs for one in counts), sum(one.without_partner for one in counts),
+            sum(one.matched for one in counts), sum(one.others for one in counts),
         )  # fmt: skip
         task.pairs.problems = [
             one for share in shares for one in share.problems if one.modality == task.name
         ]
-        for name in task.measures:
-            measure = build_measure(MEASURES[name], task.settings[name])
-            measure.merge([share.states.get((task.name, name), {}) for share in shares])
-            task.measures[name] = measure
+        others = [share for rank, share in enumerate(shares) if rank != own]
+        for name, measure in task.measures.items():
+            measure.merge([share.states.get((task.name, name), {}) for share in others])
     return rows
 
 

@@ -125,7 +125,7 @@ class ListedFolder:
         return None
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A value that could not be measured."""
 
