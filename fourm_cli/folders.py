@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm.errors import SampleError, UsageError, VerificationError, check_choice, printable
-from fourm.files.opening import local_path, output_path
+from fourm.files.opening import local_name, local_path, output_path
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, duration, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
@@ -286,6 +286,7 @@ def convert(*, context: typer.Context) -> None:
 
     Examples:
         fourm convert sam-instances dataset --out converted
+        fourm convert weights inception-fid
     """
     show_group(context)
 
@@ -317,5 +318,29 @@ def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bo
         raise typer.Exit(SampleError.exit_code)
 
 
+@with_options(
+    names=argument("Pickled files (.pth, .pt, .bin), or one name of what `fourm download` has fetched: "
+                   "inception-fid, lpips-alex.", "FILE", parser=local_name),
+    out=option("The file to write. By default where weights of that name are looked for, or beside FILE.",
+               "FILE.safetensors", parser=output_path, show_default=False),
+    overwrite=option("Replace a file that is there already."),
+)  # fmt: skip
+def weights(*, names: list[str], out: Path | None = None, overwrite: bool = False) -> None:
+    """Convert pickled weights of PyTorch to safetensors. Nothing in a pickle is run; only tensors are taken.
+
+    Several files become one. Of a checkpoint of training, its weights are taken.
+
+    Examples:
+        fourm convert weights inception-fid
+        fourm convert weights checkpoint-499.pth --out model.safetensors
+    """
+    from fourm.inputs.weights import convert_weights
+
+    path, count = convert_weights(names, out, overwrite)
+    note(f"{counted(count, 'tensor')} converted")
+    print_path(path)
+
+
 convert_app.callback(invoke_without_command=True, **help_of(convert))(convert)
 convert_app.command(**help_of(sam_instances))(sam_instances)
+convert_app.command(**help_of(weights))(weights)

@@ -151,7 +151,7 @@ def download(
     if verify:
         if revision is not None or dry_run:
             raise UsageError("--verify compares what is here; it takes neither --revision nor --dry-run")
-        verify_all([one.hub_id for one in wanted] if names or config else None, as_json, quiet)
+        verify_all([one.record for one in wanted] if names or config else None, as_json, quiet)
     elif not names and not config:
         raise UsageError("name what to fetch, such as 4m-21-b; `fourm download --list` shows all names")
     elif dry_run:

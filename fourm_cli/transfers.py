@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.table import Column
 
 from fourm.errors import VerificationError, printable
-from fourm.hub.cache import KEPT
+from fourm.hub.cache import KEPT, find_cached
 from fourm.hub.catalogue import CATALOGUE, GROUPS, LICENCES, Entry
 from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Transfer, Waiting
@@ -40,6 +40,8 @@ def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
         if not as_json:
             print_path(path)
             sys.stdout.flush()
+        if job.entry.sources and find_cached(job.entry) is None:
+            say(f"they are pickled; `fourm convert weights {job.entry.name}` makes them safetensors")
     if as_json:
         print_json([job.to_json() | {"fetched": job.to_fetch} for job in jobs])
 

@@ -159,6 +159,7 @@ OPENERS = {"open", "read_text", "read_bytes", "safe_open", "load_file", "fromfil
            "ZipFile", "loadtxt", "genfromtxt", "FileIO"}  # fmt: skip
 OPEN_ALREADY = (
     "Image.open(io.BytesIO(data)", "Image.open(file,", "gzip.open(io.BytesIO(data))", "archive.open(f'{name}",
+    "archive.open(f'{top}data/{key}')",
     "zipfile.ZipFile(stream)", "zipfile.ZipFile(file)", "tarfile.open(fileobj=",
     "files('fourm.views').joinpath(",
 )  # fmt: skip

@@ -5,7 +5,8 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "about": "describe list_models",
-    "cache": "KEPT cache_folder find_cached find_parti fourm_home",
+    "cache": """KEPT cache_folder converted_path fetched_paths find_cached find_measure find_parti
+        fourm_home""",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
     "datasets": "fetch_container find_hub_containers hub_container is_hub_data read_hub_end",
     "digests": "sha256_of",

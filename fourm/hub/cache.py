@@ -14,9 +14,10 @@ from fourm.files.writing import lock_file, make_below, write_alone
 from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 
 MAIN = "main"
+MEASURES = "measures"  # folder of the weights of networks of measures that are not on the Hub
 _FORMAT = 1  # of pins.json
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
-_SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?|[0-9a-f]{8}")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)  # `EPFL-VILAB/4M-21_B`, or a single word
 _NO_PATH = re.compile(r"/\.{0,2}/|[\\\0]")  # in a name of a file, between slashes
@@ -29,14 +30,15 @@ class HubFile:
 
     name: str  # relative to the repository, parts separated by "/"
     size: int  # bytes
-    checksum: str = ""  # SHA-256; or as in Git, of 40 digits, SHA-1 of "blob SIZE", a zero byte, content
+    # SHA-256, or its first 8 digits; or as in Git, of 40 digits, SHA-1 of "blob SIZE", a zero byte, content.
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """A repository at one commit; what `pins.json` has of each repository that was downloaded."""
 
-    hub_id: str  # "" for the text tokenizer, which has no revision either
+    hub_id: str  # "" outside the Hub, where there is no revision either
     revision: str  # 40 hexadecimal digits
     files: tuple[HubFile, ...]
     repo_type: str = "model"  # or "dataset" or "space"
@@ -111,11 +113,40 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
+    if entry.sources:
+        path = converted_path(entry)
+        return (path, "") if os.path.isfile(path) else None
     is_text = entry.kind == "text tokenizer"
     folder = fourm_home() if is_text else find_snapshot(entry.hub_id, repo_type=entry.repo_type)
     if folder is None or not os.path.isfile(folder / entry.main_file):
         return None
     return folder / entry.main_file, "" if is_text else folder.name
+
+
+def converted_path(entry: Entry) -> Path:
+    """Where weights that are pickled at their home lie once they are converted; they need not exist."""
+    return fourm_home() / MEASURES / f"{entry.name}.safetensors"
+
+
+def fetched_paths(entry: Entry) -> tuple[Path, ...]:
+    """Where such weights lie as they were fetched; they need not exist."""
+    return tuple(fourm_home() / MEASURES / source.name for source in entry.sources)
+
+
+def find_measure(name: str) -> Path:
+    """The weights of the network of a measure. MissingError says how to get them.
+
+    name: of the catalogue's entry.
+    """
+    entry = CATALOGUE[name]
+    if found := find_cached(entry):
+        return found[0]
+    commands = [f"`fourm download {name}` fetches them"]
+    if entry.sources:
+        is_fetched = all(map(os.path.isfile, fetched_paths(entry)))
+        commands = [] if is_fetched else commands
+        commands.append(f"`fourm convert weights {name}` makes them safetensors")
+    raise MissingError(f"the weights '{name}' are not on this machine; {', '.join(commands)}")
 
 
 def find_parti() -> Path:

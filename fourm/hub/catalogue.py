@@ -23,8 +23,24 @@ PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 LICENCES: Mapping[str, str] = {
     "non-commercial": "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)",
     "Apache-2.0": "Apache License 2.0",
+    "MIT": "MIT License",
+    "BSD": "BSD licences",
     "": "",  # of what is not in the catalogue
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file outside the Hub."""
+
+    url: str
+    num_bytes: int
+    sha256: str  # or its first 8 digits, where its publisher names no more
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +49,7 @@ class Entry:
 
     name: str  # short, as typed: "4m-7-b"
     hub_id: str  # "" where the Hub is not its home
-    kind: Literal["model", "sr", "tokenizer", "text tokenizer", "prompts"]
+    kind: Literal["model", "sr", "tokenizer", "text tokenizer", "prompts", "measure"]
     title: str
     licence: str  # its name
     num_bytes: int  # of its largest file, model.safetensors for weights
@@ -46,6 +62,12 @@ class Entry:
     main_file: str = WEIGHTS_FILE  # the largest one, by its name in the repository
     repo_type: str = "model"  # as the Hub calls it, or "dataset"
     revision: str = ""  # branch, tag or commit that was asked for; "" = the recorded one, else main
+    sources: tuple[Source, ...] = ()  # of what is not on the Hub: pickled weights, which are converted
+
+    @property
+    def record(self) -> str:
+        """The key of the record of its checksums: its Hub id; outside the Hub its name, "" of the text tokenizer."""
+        return self.hub_id or (self.name if self.sources else "")
 
     @property
     def is_model(self) -> bool:
@@ -137,12 +159,28 @@ TOKENIZERS: Mapping[str, Entry] = {
                4 * sizes.total, sizes.total, key=key, sizes=sizes)
     for key, name, repository, title, sizes in _TOKENIZERS
 }  # fmt: skip
+# Networks of measures of quality (`fourm/measures`). The last eight digits of two names are those that the
+# sha256 of the file begins with, as PyTorch names its files.
+_MEASURES = (
+    Entry("inception-fid", "", "measure", "Inception-v3 of FID and Inception score", "Apache-2.0", 95_628_359,
+          23_885_392, sources=(
+              Source("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                     "pt_inception-2015-12-05-6726825d.pth", 95_628_359, "6726825d"),)),
+    Entry("clip-vit-large-patch14", "openai/clip-vit-large-patch14", "measure", "CLIP ViT-L/14", "MIT",
+          1_710_466_052, 427_616_513),
+    Entry("lpips-alex", "", "measure", "AlexNet and linear layers of LPIPS", "BSD", 244_408_911, 61_101_992,
+          sources=(
+              Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
+              Source("https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
+                     "v0.1/alex.pth", 6_009, LPIPS_SHA256),)),
+)
 _ENTRIES = (
     *_MODELS, *TOKENIZERS.values(),
     Entry(TEXT_TOKENIZER, "", "text tokenizer", "WordPiece of 30,000 words", "Apache-2.0", 1_451_469,
           main_file="text_tokenizer_4m_wordpiece_30k.json"),
     Entry("parti-prompts", "nateraw/parti-prompts", "prompts", "1,632 prompts (PartiPrompts)", "Apache-2.0",
           123_106, main_file="PartiPrompts.tsv", repo_type="dataset"),
+    *_MEASURES,
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})

@@ -25,6 +25,17 @@ GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/util
 _SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 _RELEASED_TEXT = CATALOGUE[TEXT_TOKENIZER]
 TEXT = Commit("", "", (HubFile(_RELEASED_TEXT.main_file, _RELEASED_TEXT.num_bytes, _SHA256),))
+# What has its home outside the Hub, by the key of its record.
+OUTSIDE: Mapping[str, Commit] = {
+    "": TEXT,
+    **{
+        entry.record: Commit("", "", tuple(
+            HubFile(f"{cache.MEASURES}/{source.name}", source.num_bytes, source.sha256)
+            for source in entry.sources
+        ))
+        for entry in CATALOGUE.values() if entry.sources
+    },
+}  # fmt: skip
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _ABOUT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -43,6 +54,8 @@ class Download:
     @property
     def path(self) -> Path:
         """What it will be: the snapshot's folder, or the one file."""
+        if self.entry.sources:
+            return self.folder / cache.MEASURES
         is_file = self.entry.kind in ("prompts", "text tokenizer")
         return self.folder / self.entry.main_file if is_file else self.folder
 
@@ -113,7 +126,7 @@ def read_wanted(
     if revision is None:
         return tuple(found)
     one = found[0] if len(found) == 1 else None
-    if one is None or one.kind == "text tokenizer":
+    if one is None or not one.hub_id:
         raise UsageError("`revision` is for one repository; with several write NAME@REVISION for each")
     if one.revision not in ("", revision):
         raise UsageError(f"`revision={revision}`: {one.name}@{one.revision} is named; give one of them")
@@ -128,12 +141,12 @@ def plan_downloads(wanted: Sequence[Entry], client: Client, is_estimate: bool = 
     remote.check_variables()
     jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for entry in wanted:
-        is_text = entry.kind == "text tokenizer"
-        pin = TEXT if is_text else cache.find_pin(entry.hub_id)
+        outside = OUTSIDE.get(entry.record)
+        pin = outside or cache.find_pin(entry.hub_id)
         if pin and entry.revision not in ("", pin.revision):
             pin = None
-        # Of the text tokenizer, whose checksum is known, there is nothing to ask.
-        if pin and (is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files)):
+        # Of what is outside the Hub, whose checksums are known, there is nothing to ask.
+        if pin and (outside or all(_is_whole(pin.folder / file.name, file) for file in pin.files)):
             jobs.append(_job(entry, pin))
             continue
         can_estimate = is_estimate and (pin or entry.num_bytes)
@@ -172,6 +185,11 @@ def fetch(job: Download, client: Client) -> Path:
         if entry.kind == "text tokenizer":
             _fetch_text(job, client)
             return job.path
+        if entry.sources:
+            for file, source in zip(job.files, entry.sources, strict=True):
+                path, address = job.folder / file.name, Address(entry.name, source.url, source.name, sends_token=False)
+                remote.ensure_file(path, path, file, address, client, job.folder)
+            return job.path
         home, pin = job.folder.parents[1], cache.find_pin(entry.hub_id)
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
         for file in job.files:
@@ -203,15 +221,17 @@ def fetch(job: Download, client: Client) -> Path:
 def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...]:
     """Compare what is cached with the record, without a network; None = all that is on record.
 
-    The text tokenizer has the id "". A damaged file is removed, so that the next download fetches it again.
+    What is outside the Hub has the id `Entry.record`. A damaged file is removed, so that the next download fetches it again.
     """
-    pins = cache.load_pins() | {"": TEXT}
+    pins = cache.load_pins() | OUTSIDE
     if hub_ids is None:
-        hub_ids = [hub_id for hub_id, pin in pins.items() if os.path.isdir(pin.folder) and hub_id]
-        hub_ids += [""] if os.path.exists(cache.text_tokenizer_path()) else []
+        hub_ids = [hub_id for hub_id, pin in pins.items() if hub_id not in OUTSIDE and os.path.isdir(pin.folder)]
+        hub_ids += [
+            key for key, pin in OUTSIDE.items() if any(os.path.exists(pin.folder / one.name) for one in pin.files)
+        ]
     found = list[Verified]()
     for hub_id in hub_ids:
-        entry = find_entry(hub_id) if hub_id else CATALOGUE[TEXT_TOKENIZER]
+        entry = find_entry(hub_id or TEXT_TOKENIZER)
         name = entry.name if entry else hub_id
         if hub_id not in pins:
             advice = f"`fourm download {name}` fetches, checks and records it"
@@ -229,8 +249,8 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 def _named(text: str) -> Entry:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
     entry, name = cache.named_entry(text), text.partition("@")[0]
-    if entry is not None and entry.kind == "text tokenizer" and entry.revision:
-        raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{entry.revision}")
+    if entry is not None and entry.revision and not entry.hub_id:
+        raise UsageError(f"{text}: {entry.title} has one version only; leave out @{entry.revision}")
     if entry is not None:
         return entry
     if name in (DEMO, DEMO_SR):
@@ -274,6 +294,7 @@ def _choose(entry: Entry, found: Commit) -> tuple[HubFile, ...]:
     for file in found.files:
         path = PurePosixPath(file.name)
         is_part = path.name in PART_FILES or path.name.endswith(WEIGHTS)
+        is_part |= entry.kind == "measure" and path.name == "tokenizer.json"
         is_part &= len(path.parts) == 1 or path.parts[0] in PART_FOLDERS
         if (file.name == entry.main_file if is_table else is_part) or _ABOUT.fullmatch(file.name):
             chosen.append(file)

@@ -17,7 +17,7 @@ from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_r
 
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 # Nouns for messages, by the kind of an entry of the catalogue; other kinds are nouns themselves.
-_NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}
+_NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts", "measure": "network of a measure"}
 _DECODER_TOKENS = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 # Codebooks of tokenizers: (K, D) for K codes, or split into N parts, (N, K, D / N).
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")

@@ -6,6 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "conditions": "ConditionReader PreparedSample Work",
     "convert": "convert_dataset",
+    "weights": "convert_weights",
     "kept": "Kept check_mask_files",
     "origins": """check_kept_data find_sr_model names_made plan_sr read_origin read_replay read_sr_input
         sr_name""",

@@ -1,8 +1,8 @@
-"""Converts the pickled SAM instances of the reference (.npy) to JSON. No other module parses pickles.
+"""Converts the pickled SAM instances of the reference (.npy) to JSON. Pickles are parsed here only.
 
 A pickle is a program. Here it is never run: its steps are read one by one, and those that make lists,
-numbers, texts and NumPy arrays are simulated with classes of this file. All else is refused, so that a file
-can neither call a function nor fill the memory.
+numbers, texts and NumPy arrays are simulated with classes of this file; `inputs/weights` has those that make
+tensors. All else is refused, so that a file can neither call a function nor fill the memory.
 """
 
 import json
@@ -11,10 +11,10 @@ import os
 import pickletools
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fourm.checks.formats import find_flaw
 from fourm.data.dataset import list_dataset
@@ -32,12 +32,12 @@ _SHOWN = 60  # characters of a file that a message shows
 # The header of a .npy file of Python objects: magic bytes, length, and a dict with the dtype '|O'.
 _HEADER = re.compile(rb"\x93NUMPY[\x01-\x03]\x00(?s:.{2,4})\{[^}]{0,99}'descr': '\|O'[^}]{0,99}\} {0,99}\n")
 # Functions and classes that pickles of NumPy arrays name, in versions before 2.0 and since then.
-_ALLOWED = {
+_ALLOWED = frozenset({
     "numpy ndarray", "numpy dtype",
     "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct",
     "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
     "numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer",
-}  # fmt: skip
+})  # fmt: skip
 # Steps that push their argument on the stack.
 _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
@@ -45,7 +45,7 @@ _CONSTANTS = {
 }  # fmt: skip
 # How many items a step takes off the stack; None: those since the last mark.
 _TAKEN = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
-          "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}  # fmt: skip
+          "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "BINPERSID": 1}  # fmt: skip
 # By the code of a NumPy dtype: its letter for `struct`.
 _FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
             "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
@@ -167,9 +167,25 @@ def parse_pickled(data: bytes) -> object:
     if header is None:
         what = "an array of numbers" if data.startswith(b"\x93NUMPY") else "not a .npy file"
         raise ValueError(f"{what}, where one of pickled objects belongs")
-    stack = _Stack()
+    return simulate(data[header.end() :], Rules(_ALLOWED, _call, _set_state))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the pickles of one kind of file may do, and what it amounts to; ValueError for all else."""
+
+    allowed: frozenset[str]  # functions and classes that may be named
+    call: Callable[[object, object], object]  # from the name and arguments of a call to its result
+    set_state: Callable[[object, object], None]  # of an object that was made
+    refer: Callable[[object], object] | None = None  # to what lies outside of the pickle
+    names: tuple[type, ...] = (str,)  # types of the keys of dicts
+
+
+def simulate(pickle: bytes | BinaryIO, rules: Rules) -> object:
+    """What a pickle describes; of an open file only the first one is read. ValueError: it breaks the rules."""
+    stack = _Stack(rules)
     try:
-        for number, (name, argument) in enumerate(_steps(data[header.end() :])):
+        for number, (name, argument) in enumerate(_steps(pickle)):
             if number == MAX_STEPS:
                 raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
             stack.step(name, argument)
@@ -180,7 +196,7 @@ def parse_pickled(data: bytes) -> object:
     return stack.items[0]
 
 
-def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
+def _steps(pickle: bytes | BinaryIO) -> Iterator[tuple[str, object]]:
     try:
         for opcode, argument, _ in pickletools.genops(pickle):
             yield opcode.name, argument
@@ -192,6 +208,7 @@ def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
 class _Stack:
     """The stack machine that runs pickles, but without calls: functions are pushed as their names."""
 
+    rules: Rules
     items: list[object] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[object, object] = field(default_factory=dict)
@@ -222,20 +239,24 @@ class _Stack:
                 changed.extend(taken)
             case "SETITEM" | "SETITEMS":
                 names, changed = taken[::2], items[-1]
-                are_names = len(taken) % 2 == 0 and all(isinstance(one, str) for one in names)
+                are_names = len(taken) % 2 == 0 and all(isinstance(one, self.rules.names) for one in names)
                 if not isinstance(changed, dict) or not are_names:
                     raise ValueError("its pickle holds an object without names")
                 changed.update(zip(names, taken[1::2], strict=True))
             case "GLOBAL" | "STACK_GLOBAL":
                 named = " ".join(part for part in taken or [argument] if isinstance(part, str))
-                if named not in _ALLOWED:
+                if named not in self.rules.allowed:
                     what = f"its pickle names {named[:_SHOWN].replace(' ', '.')!r}"
                     raise ValueError(f"{what}, which plain data has no use for; it was not run")
                 items.append(named.replace("._core.", ".core."))
             case "REDUCE":
-                items.append(_call(*taken))
+                items.append(self.rules.call(*taken))
+            case "NEWOBJ" if self.rules.refer is not None:
+                items.append(self.rules.call(*taken))
+            case "BINPERSID" if self.rules.refer is not None:
+                items.append(self.rules.refer(*taken))
             case "BUILD":
-                _set_state(items[-1], *taken)
+                self.rules.set_state(items[-1], *taken)
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self.memo[len(self.memo) if argument is None else argument] = items[-1]
             case "BINGET" | "LONG_BINGET":

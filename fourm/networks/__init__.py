@@ -5,7 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "attention": "KVCache Mask check_kernel is_packed set_attention",
-    "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
+    "checkpoint": "check_files load_model load_strictly load_tokenizer tokenizer_config unused_names",
     "graphs": "Graphs",
     "layers": "compile_blocks",
     "memory": "free_memory is_out_of_memory memory_error release_memory total_memory",

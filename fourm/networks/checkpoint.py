@@ -57,6 +57,20 @@ def load_tokenizer(
     return _filled(tokenizer, sources, weights_of(path), device, convert)
 
 
+def load_strictly(
+    network: _Network, path: Path, device: str | torch.device, is_unused: Callable[[str], bool]
+) -> _Network:
+    """Any other network, given from meta, with the float32 tensors of a file, ready for inference.
+
+    is_unused: by its name, whether a tensor of the file is left out. All others must be those of the network.
+    """
+    tensors = {name: tensor for name, tensor in _outlines(path).items() if not is_unused(name)}
+    with _naming(path):
+        _compare(tensors, network, "network")
+    sources = {name: name for name in tensors}
+    return _filled(network, sources, path, device, lambda _, tensor: tensor.to(device, torch.float32))
+
+
 def tokenizer_config(path: Path) -> VQConfig:
     """What a tokenizer's folder or file says of itself, completed by its tensors; no weights are read."""
     config, tensors = config_of(path), read_header(weights_of(path)).tensors
@@ -124,13 +138,15 @@ def fit_tokenizer(
 def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None:
     """CheckpointError for tensors that are missing, left over, of a wrong shape or of whole numbers."""
     wanted, problems = network.state_dict(), list[str]()
+    by_config = "" if what == "network" else " that the config describes"
+    asker = "the network asks" if what == "network" else "the config asks"
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             problems.append(f"'{name}' is missing{near_match(name, found.keys() - wanted.keys())}")
         elif name not in wanted:
-            problems.append(f"'{name}' has no place in the {what} that the config describes")
+            problems.append(f"'{name}' has no place in the {what}{by_config}")
         elif found[name].shape != wanted[name].shape:
-            shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
+            shapes = f"{tuple(found[name].shape)}, but {asker} for {tuple(wanted[name].shape)}"
             keys = next(keys for part, keys in DECIDED_BY_CONFIG if part in name)
             cause = f" (decided by {keys})" if what == "tokenizer" else ""
             problems.append(f"'{name}' is {shapes}{cause}")
