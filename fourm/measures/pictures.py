@@ -54,9 +54,11 @@ def lpips(settings: Settings) -> Measure:
         for pair in pairs:
             check_sizes(pair)
             _check_side(pair, SMALLEST, "LPIPS")
-        tensors = ((_tensor(pair.value) / 255, _tensor(pair.other) / 255) for pair in pairs)
-        found = [_through(network, [both], settings.device).item() for both in tensors]
-        return [{"lpips": distance} for distance in found]
+        found = dict[int, float]()
+        for numbers in _of_one_size(pairs):
+            tensors = [(_tensor(pairs[n].value) / 255, _tensor(pairs[n].other) / 255) for n in numbers]
+            found |= zip(numbers, _through(network, tensors, settings.device).tolist(), strict=True)
+        return [{"lpips": found[number]} for number in range(len(pairs))]
 
     return MeanOf(distances, ["lpips"])
 
@@ -247,6 +249,14 @@ def _ssim(pair: Pair) -> Row:
         edge = WINDOW // 2
         similarity = similarity[:, torch.from_numpy(pair.known[edge:-edge, edge:-edge].copy())]
     return {"ssim": float(similarity.mean()) if similarity.numel() else math.nan}
+
+
+def _of_one_size(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The numbers of pairs, together where values are of one size."""
+    found = dict[tuple[int, ...], list[int]]()
+    for number, pair in enumerate(pairs):
+        found.setdefault(pair.value.shape, []).append(number)
+    return list(found.values())
 
 
 def _inner(size: Sequence[int]) -> list[int]:

@@ -41,7 +41,7 @@ def test_the_list_has_everything_that_is_known(run: Run, model: Path, cache: Pat
     row = next(line for line in lines if line.startswith("4m-7-b "))
     assert row.split() == ["4m-7-b", "model", "2.08", "kB", "8", "in,", "7", "out", COMMIT[:7]]
     assert next(line for line in lines if line.startswith("4m-21-xl ")).split()[2:4] == ["18.2", "GB"]
-    assert f"1 of 26 are in {cache}" in err
+    assert f"1 of 27 are in {cache}" in err
 
 
 def test_the_json_of_the_list_has_sizes_places_and_modalities(run: Run, model: Path) -> None:

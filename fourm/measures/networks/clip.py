@@ -68,8 +68,10 @@ class CLIPSizes:
             patch = shapes["vision_model.embeddings.patch_embedding.weight"][-1]
             shared = shapes["visual_projection.weight"][0]
             return CLIPSizes(tower("vision_model"), tower("text_model"), patch, vocab, shared)
-        except (KeyError, ValueError, IndexError) as error:
-            raise CheckpointError(f"not a checkpoint of CLIP: tensor {error} is missing or misshapen") from None
+        except KeyError as error:
+            raise CheckpointError(f"tensor {error} is missing, so this is not CLIP") from None
+        except (ValueError, IndexError):
+            raise CheckpointError("the shapes of its tensors are not those of CLIP") from None
 
 
 class Attention(nn.Module):
@@ -247,7 +249,10 @@ class TextReader:
 
 def load_clip(path: Path, device: str | torch.device = "cpu") -> CLIP:
     """The network of a safetensors file with the names of the public checkpoint."""
-    sizes = CLIPSizes.of({name: info.shape for name, info in read_header(path).tensors.items()})
+    try:
+        sizes = CLIPSizes.of({name: info.shape for name, info in read_header(path).tensors.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     with torch.device("meta"):
         network = CLIP(sizes)
     return load_strictly(network, path, device, lambda name: name.endswith(_UNUSED))
