@@ -172,7 +172,7 @@ _MEASURES = (
           sources=(
               Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
               Source("https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
-                     "v0.1/alex.pth", 6_009, LPIPS_SHA256),)),
+                     "v0.1/alex.pth", 6_009, "0" * 64),)),  # TODO (issue 15): its checksum; until then it is refused
 )
 _ENTRIES = (
     *_MODELS, *TOKENIZERS.values(),
