@@ -1,0 +1,69 @@
+"""Twenty thousand samples need hardly more memory than two thousand."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.folders import noise
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE, SHARD = 64, 1000
+# PSNR, SSIM, and FID with features of two layers in the place of Inception's; prints the peak of memory.
+CODE = """
+import json, resource, sys
+import numpy as np, torch
+import fourm
+from fourm.measures import pictures
+from fourm.measures.tables import MEASURES, MeasureRow
+
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 8, 8), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 8))
+
+@torch.inference_mode()
+def features(found):
+    batch = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
+    return net(batch).flatten(1).double().numpy()
+
+pictures.small = lambda settings: pictures.Frechet(features, 32)
+MEASURES["small"] = MeasureRow("small", ["picture"], {"fid": "lower"}, "pictures:small", "")
+found = fourm.evaluate(sys.argv[1], sys.argv[2], measures="psnr ssim small")
+numbers = {one.name: [one.value, one.samples] for one in found.numbers}
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, numbers]))
+"""
+
+
+def make_tars(root: Path, count: int, seed: int) -> Path:
+    """A dataset of pictures in tars; fifty of them, again and again."""
+    streams = [io.BytesIO() for _ in range(50)]
+    for at, stream in enumerate(streams):
+        Image.fromarray(noise(seed + at, SIDE, SIDE, 3)).save(stream, "PNG")
+    (root / "rgb").mkdir(parents=True)
+    for shard in range(count // SHARD):
+        with tarfile.open(root / "rgb" / f"{shard:05d}.tar", "w") as tar:
+            for at in range(SHARD):
+                data = streams[at % len(streams)].getvalue()
+                member = tarfile.TarInfo(f"{at:06d}.png")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return root
+
+
+@pytest.mark.more
+def test_memory_does_not_grow_with_samples(tmp_path: Path) -> None:
+    peaks = list[int]()
+    for count in (2_000, 20_000):
+        folders = [make_tars(tmp_path / f"{count}-{seed}", count, seed) for seed in (0, 100)]
+        words = [sys.executable, "-c", CODE, *map(str, folders)]
+        done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peak, numbers = json.loads(done.stdout)
+        peaks.append(peak)
+        assert {samples for _, samples in numbers.values()} == {count}
+    # Names and a few numbers of 18,000 samples; their pictures alone have 440 MB.
+    assert peaks[1] - peaks[0] < 64_000  # kB
