@@ -55,7 +55,9 @@ _PUBLIC = {
     "measures.evaluate": "evaluate",
 }
 _names, _get = import_when_used(__name__, _PUBLIC)
-__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "evaluate", "load", "read", "run"]
+__all__ = [
+    "FourMError", "Model", "Request", "Result", "Schedule", "__version__", "evaluate", "load", "read", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -23,8 +23,8 @@ from fourm.codecs.files import read_members
 from fourm.data.layout import parse_key
 from fourm.errors import MissingError, SampleError, UsageError, near_match
 from fourm.files.opening import path_text
-from fourm.hub.cache import find_measure
 from fourm.files.writing import make_all, remove_leftovers, write_atomic, write_text
+from fourm.hub.cache import find_measure
 from fourm.inputs.world import World, parse_world
 from fourm.measures.measure import Measure, Pair, Row, Settings, Value
 from fourm.measures.pairs import CAPTION, Counts, Pairs, Problem, RunFolder, list_pairs
@@ -234,9 +234,9 @@ def plan(asked: Asked) -> tuple[list[Task], list[str]]:
         what = _why_unused(MEASURES[unused[0]], asked)
         raise UsageError(f"`measures`: {unused[0]} {what}")
     if not tasks:
-        where = f"{asked.root} and {asked.against} have no values" if asked.against else f"{asked.root} has none"
-        advice = "" if asked.against else "; `against=DIR` names what to compare with"
-        raise UsageError(f"{where} that a measure is for{advice}")
+        where = f"{asked.root} and {asked.against} have no values that a measure compares"
+        alone = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
+        raise UsageError(alone if asked.against is None else where)
     return tasks, notes
 
 
@@ -283,7 +283,12 @@ def _result(
     """The results of all shares."""
     rows = dict(sorted(rows.items(), key=lambda one: (parse_key(one[0][0]), one[0][1] or 0)))
     found = [(task, name, measure.result()) for task in tasks for name, measure in task.measures.items()]
-    means = [f"{task.name}/{name}" for task, _, values in found for name, one in values.items() if one.is_mean]
+    means = [
+        f"{task.name}/{name}"
+        for task, _, values in found
+        for name, one in values.items()
+        if one.is_mean
+    ]
     ends = intervals(rows, means)
     numbers = [
         _number(task.name, measure, name, value, ends)
@@ -369,7 +374,7 @@ class _Share:
 
 
 def _save(asked: Asked, tasks: Sequence[Task], rows: Rows, settings: Mapping[str, object]) -> None:
-    """Write what this process has found as one file: arrays of numbers, and a text that says what they are."""
+    """Write what this process has found: arrays of numbers, and a text that says what they are."""
     arrays, states = list[NDArray[Any]](), list[tuple[str, str, str]]()
     for task in tasks:
         for name, measure in task.measures.items():

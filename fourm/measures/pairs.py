@@ -29,7 +29,8 @@ from fourm.measures.measure import Pair
 from fourm.measures.tables import Sort, sort_of
 from fourm.modalities.registry import RELEASED, TOKENS, Kind, Modality, Registry
 from fourm.output.markers import marker_files, read_marker
-from fourm.output.record import FRAMES, RUN, SR_RUN, TOKENS as TOKENIZING
+from fourm.output.record import FRAMES, RUN, SR_RUN
+from fourm.output.record import TOKENS as TOKENIZING
 from fourm.output.samples import Run, open_runs
 from fourm.sources.reading import read_samples
 from fourm.sources.source import Source, classify_source, folder_of_values
@@ -64,7 +65,9 @@ class Held:
 class Folder(Protocol):
     """What a folder holds, and where."""
 
-    held: Sequence[Held]
+    @property
+    def held(self) -> Sequence[Held]:
+        """The kinds of values, in the order of results."""
 
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         """The samples of a share that may have a value, in order."""

@@ -17,8 +17,8 @@ from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Frame, Key, Place
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import find_model
-from fourm.modalities.figures import Person, cut_people, people_to_json
 from fourm.measures.pairs import find_row, rows_of
+from fourm.modalities.figures import Person, cut_people, people_to_json
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
