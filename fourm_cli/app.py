@@ -17,6 +17,7 @@ from fourm import __version__
 from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
 from fourm_cli.console import as_typed
+from fourm_cli.embed import embed
 from fourm_cli.env import env
 from fourm_cli.evaluate import evaluate
 from fourm_cli.folders import convert_app, plot, retrieve, status, verify
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (generate, sr, tokenize, download, retrieve, plot, verify, status, env):
+for command in (generate, sr, tokenize, embed, download, retrieve, plot, verify, status, env):
     app.command(**help_of(command))(command)
 app.command("eval", **help_of(evaluate))(evaluate)
 app.add_typer(convert_app, name="convert")

@@ -140,7 +140,8 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 @with_options(
     queries=argument("Samples to find neighbours for, or - to read their folder from stdin.", "DIR"),
     among=option("Folder of the samples that may be found.", "DIR"),
-    by=option("Features to compare: dinov2_global, clip, ...", "NAME", show_default="clip"),
+    by=option("Features to compare: dinov2_global, clip, ...; embed: what `fourm embed` wrote.", "NAME",
+              show_default="clip"),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
     sheet=option(
@@ -163,6 +164,7 @@ def retrieve(
         fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
         fourm generate "a lake house" --targets tok_clip --out query | fourm retrieve - --among library
+        fourm embed photos --out library && fourm retrieve library --among library --by embed
     """
     from fourm.files.writing import check_drawing
     from fourm.hub.files import find_model

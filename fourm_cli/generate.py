@@ -72,23 +72,23 @@ def generate(
     out = layout.choose_out(out, run_settings.folder)
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO
-    files = _with_parts(find_model(name if model is None else model), machine, run_settings)
+    files = choose_parts(find_model(name if model is None else model), machine, run_settings)
     if replay is not None:
         _check_replay({
             **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
             "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights, "--fit": fit,
             "configuration files": configs.paths, "--sr-model": sr_model, **layout.named(), **writing.named(),
         })  # fmt: skip
-        again = _repeat(replay, files, _requester(machine, layout, writing, run_settings, out))
+        again = _repeat(replay, files, requester(machine, layout, writing, run_settings, out))
         make(*again, report, engine, dry_run)
         return
     source = inputs.source(run_settings, num_variations or run_settings.num_variations or 1, files)
     settings = replace(settings, base=sample_options.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
-    make_request = _requester(machine, layout, writing, run_settings, out, source.data)
+    make_request = requester(machine, layout, writing, run_settings, out, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
-    dataset, sharded = _read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, layout)
+    dataset, sharded = read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, layout)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
@@ -141,7 +141,7 @@ def sr(
     own, origin = read_settings([], schedule), read_origin(root)
     made = origin.record if origin else None
     files = find_sr_model(origin, settings.run.sr_model if model is None else model)
-    files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
+    files, layer = choose_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     beside = options.parse_out(as_addresses(str(root)))
     is_beside = real((out := out or beside).folder) == real(beside.folder)
@@ -150,7 +150,7 @@ def sr(
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    make_request = _requester(machine, layout, writing, settings.run, out)
+    make_request = requester(machine, layout, writing, settings.run, out)
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
@@ -210,7 +210,7 @@ def tokenize(
     from fourm.sources.raw import find_raw
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
-    files = _with_parts(files, machine, RunSettings())
+    files = choose_parts(files, machine, RunSettings())
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
     raw, is_sharded = find_raw(data, sample_options.parse_map(map or ()), files, names), layout.check_format()
     out = layout.choose_out(out, None if is_sharded or not raw.is_folder else output_path(data))
@@ -232,7 +232,7 @@ def tokenize(
     make_tokens(request, raw, dataset, report, dry_run, sharded, engine)
 
 
-def _read_input(
+def read_input(
     source: "Source", chain: "Chain", files: "ModelFiles", later: "Sequence[Keep]",
     inputs: sample_options.SampleOptions, layout: options.Layout,
 ) -> "tuple[Dataset, Sharded | None]":  # fmt: skip
@@ -288,7 +288,7 @@ def _check_replay(used: Mapping[str, object]) -> None:
         raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
 
 
-def _requester(
+def requester(
     machine: options.Machine, layout: options.Layout, writing: options.Writing, settings: RunSettings,
     out: options.Out | None, data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
@@ -332,7 +332,7 @@ def _choose_folder(layout: options.Layout, out: Path | None, num_ranks: int, dat
     return out
 
 
-def _with_parts(files: "ModelFiles", machine: options.Machine, settings: RunSettings) -> "ModelFiles":
+def choose_parts(files: "ModelFiles", machine: options.Machine, settings: RunSettings) -> "ModelFiles":
     """A model with the tokenizers and the text tokenizer that YAML files (`settings`) and options name."""
     from fourm.hub.files import resolve_tokenizer, with_parts
 

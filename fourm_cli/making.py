@@ -210,7 +210,7 @@ def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharde
     unit = "prompt" if dataset.input.kind == "texts" else "sample"
     what = sharded.describe(unit) if sharded else counted(len(dataset.samples), unit)
     what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
-    stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
+    stages = [(one.model.name, ", ".join(one.chain.targets) or "features") for one in requests]
     then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
     return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
 
@@ -225,7 +225,7 @@ def resume_advice(request: "Request | TokenizeRequest") -> str:
         added += ["--out", out]
     if request.is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = out
-    at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize")) + 1
+    at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize", "embed")) + 1
     with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fourm.errors import FourMError, UsageError, printable
 from fourm.files.opening import open_file, open_text
+from fourm.output.record import FEATURES
 from fourm.results.events import (
     Detokenized,
     Event,
@@ -98,7 +99,7 @@ class Tally:
 
     clock: Clock = time.monotonic
     begun: float = 0.0  # clock at the start of decoding
-    start: Started = NOT_STARTED  # with no steps: a run that only turns values into tokens
+    start: Started = NOT_STARTED  # with no steps: a run that decodes nothing
     step: Stepped | Detokenized | None = None
     loading: str = "starting"
     counts: Counter[type[Event]] = field(default_factory=Counter)
@@ -154,7 +155,7 @@ class Tally:
 
     @property
     def by_result(self) -> bool:
-        """Whether progress is told by results: of many workers, and of values that become tokens."""
+        """Whether progress is told by results: of many workers, and where nothing is decoded."""
         return not self.start.steps or self.start.workers > 1
 
     @property
@@ -258,8 +259,10 @@ def summary(end: Finished, tally: Tally) -> str:
     """The line at the end of a run."""
     malformed, noted = tally.counts[Malformed], tally.counts[Noted]
     where = "done/" if tally.start.shards else "failures.jsonl"
+    verb = "generated" if tally.start.steps else "tokenized"
+    verb = "embedded" if tally.start.stage == FEATURES else verb
     parts = (
-        f"{counted(end.saved, tally.unit)} {'generated' if tally.start.steps else 'tokenized'}",
+        f"{counted(end.saved, tally.unit)} {verb}",
         f"{end.skipped} already complete" if end.skipped else "",
         f"{end.failed} failed (see {where})" if end.failed else "",
         f"{counted(end.incomplete, 'sample')} left out (see {where})" if end.incomplete else "",

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fourm.api.keeping import KeptPart, parse_keep, with_kept
@@ -14,9 +14,11 @@ from fourm.hub.files import find_sr
 from fourm.inputs.request import Request
 from fourm.modalities.registry import TOKENS
 from fourm.modalities.typed import Limits, to_type
+from fourm.output.record import FEATURES
 from fourm.runs.loaded import LoadedModel
 from fourm.schedule.chain import Chain
-from fourm.schedule.plan import build_chain, fill_texts, unseen_picture
+from fourm.schedule.features import parse_features
+from fourm.schedule.plan import build_chain, condition_chain, fill_texts, unseen_picture
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 from fourm.sources.notes import marked_texts
 
@@ -25,10 +27,11 @@ ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
     "detokenizer_steps", "detokenizer_solver", "decode", "blend", "fit", "restore", "progress",
 )  # fmt: skip
-_FREE = ("targets", "keep", "sr", "schedule", "keys")  # of several types, checked where they are used
+_OF_FEATURES = ("pool", "layers", "upright", "batch_size", "fit")  # likewise, of `Model.embed`
+_FREE = ("targets", "keep", "sr", "schedule", "keys", "layers")  # of several types, checked where they are used
 # What some of the others must be; a request checks those that are its fields.
 _KINDS: Mapping[str, Any] = {
-    "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float],
+    "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float], "pool": str,
 }  # fmt: skip
 # Settings of a schedule that are no arguments: conditions are given by name, targets as `targets`.
 _REFUSED_SETTINGS = ("cond_domains", "target_domains", "target")
@@ -85,6 +88,21 @@ def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[s
     request = _request(models.base, chain, with_kept(given.samples, chain, kept, files.registry), given, own)
     sr = _plan_sr(models, merge(layers, SR_PREFIX), chain, own.get("sr", models.sr))
     return Call(models.base, request, sr, given.is_list or request.num_variations > 1)
+
+
+def plan_features(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[str, Any]) -> Call:
+    """Check the arguments of `Model.embed`, by name; UsageError. None counts as not given."""
+    own = _checked({name: arguments[name] for name in _OF_FEATURES if arguments.get(name) is not None})
+    conditions = {name: value for name, value in arguments.items() if name not in _OF_FEATURES}
+    base = models.base
+    _check_names(base, conditions)
+    given = gather_samples(base, prompts, conditions, None, own.get("upright", True))
+    if not given.names:
+        raise UsageError(f"nothing is given; model '{base.files.name}' reads {', '.join(base.files.reads)}")
+    named = Layer({"cond_domains": Setting(tuple(given.names.values()), "conditions")})
+    features = parse_features(own.get("pool", "mean"), own.get("layers", "last"), base.files)
+    request = _request(base, condition_chain(named, base.files), given.samples, given, own)
+    return Call(base, replace(request, features=features, stage=FEATURES), None, given.is_list)
 
 
 def _checked(own: Mapping[str, Any]) -> dict[str, Any]:

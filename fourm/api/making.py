@@ -1,4 +1,4 @@
-"""Makes what a call asks for: an event for each of its decoding steps, and one with its results."""
+"""Makes what a call asks for: an event for each of its decoding steps, and one with its results; features."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.api.calls import Call
@@ -27,6 +28,7 @@ from fourm.runs.pipeline import collect
 from fourm.schedule.chain import Chain
 
 Watch = Callable[[Event], None]  # called with each event of the runs of a call
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,17 @@ def make(call: Call, watch: Watch = lambda event: None) -> Iterator[StreamEvent]
     results = [_result(call, work, collectors[work.result]) for work in works]
     _report_failures(results)
     yield replace(last, results=results if call.is_list else results[0])
+
+
+def embed(call: Call, watch: Watch) -> Vectors | list[Vectors]:
+    """The features that a call asks for, in order. SampleError: a sample cannot be read or encoded."""
+    collector, events = collect(call.request, call.loaded)
+    for event in events:
+        watch(event)
+    for (key, _), reason in collector.failures.items():
+        raise SampleError(f"{key}: {reason}" if call.is_list else reason)
+    made = [collector.features[sample.key.text, 0] for sample in call.request.samples]
+    return made if call.is_list else made[0]
 
 
 def _report_failures(results: Sequence[Result]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fourm import MKL_VALUE, MKL_VARIABLE
-from fourm.api.calls import LoadedModels, plan_call
-from fourm.api.making import StreamEvent, make
+from fourm.api.calls import LoadedModels, plan_call, plan_features
+from fourm.api.making import StreamEvent, Vectors, embed, make
 from fourm.api.progress import Bar
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
@@ -146,6 +146,25 @@ class Model:
         self._check_open()
         check_seed(seed)
         return decode(self._models.base, tokens, seed)
+
+    def embed(
+        self, *prompts: str, pool: str = "mean", layers: str | int | Sequence[int | str] = "last",
+        progress: bool = True, **given: Any,
+    ) -> Vectors | list[Vectors]:  # fmt: skip
+        """Features that the encoder makes of all conditions of a sample together: numpy (layers, D) float32.
+
+        prompts and given: captions and conditions, as `generate` takes them (`rgb=picture, caption=text`); a
+        list of values, or several prompts, give a list of arrays. Also `upright`, `fit` and `batch_size`.
+        pool: "mean" over the tokens of the sample, or "tokens": (layers, N, D), each of its N tokens, the
+        modalities in the order of their names. layers: "last" (the output of the encoder, after its norm),
+        numbers of its blocks from 0 on, or a list of such. They are the features that `fourm embed` writes.
+        UsageError: the arguments are wrong or do not fit the model; MissingError: a tokenizer is not on this
+        machine; SampleError: a sample cannot be read or encoded.
+        """
+        self._check_open()
+        call = plan_features(self._models, prompts, {**given, "pool": pool, "layers": layers})
+        with Bar(progress, len(call.request.samples)) as bar:
+            return embed(call, bar.show)
 
     def request(self, *prompts: str, out: str | os.PathLike[str], **given: Any) -> Request:
         """The request of a run that writes a folder, for `fourm.run`; arguments and errors as of `generate`.

@@ -13,6 +13,7 @@ from fourm.batch.stages import Stage
 from fourm.batch.worker import Report, Worker
 from fourm.data.dataset import lacked
 from fourm.inputs.world import World
+from fourm.output.record import BASE, FEATURES
 from fourm.results.events import Event, Failed, Finished, Started
 from fourm.runs.device import choose_device
 
@@ -47,6 +48,7 @@ def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) 
         device=str(job.device), steps=sum(stage.job.steps for stage in stages),
         evaluations=job.evaluations, variations=batch.variations, dtype=job.dtype,
         shards=len(share.shards), workers=workers, damaged=share.faults,
+        stage=FEATURES if stages[0].run.record.stage == FEATURES else BASE,
     )  # fmt: skip
 
 

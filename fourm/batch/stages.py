@@ -28,7 +28,7 @@ from fourm.results.saver import Saver
 from fourm.results.sinks import ShardSink
 from fourm.results.token_files import TokenShard
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.pipeline import check, generate, has_conditions, load_parts, loaded_for, stepwise
+from fourm.runs.pipeline import check, has_conditions, load_parts, loaded_for, make_results, stepwise
 from fourm.runs.tokens import check_tokenizing, tokenize, untokenized
 from fourm.sources.datasets import kept_names
 from fourm.sources.results import conditions_from, with_files
@@ -129,7 +129,7 @@ def make_shard(stage: Stage, loaded: LoadedModel, shard: Shard, dataset: Dataset
 
 
 def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Events:
-    """Generate the results of samples."""
+    """Make the results of samples: targets, or features."""
     job = replace(job, request=replace(job.request, samples=dataset.samples))
     works = [
         Work(sample, variation)
@@ -143,7 +143,7 @@ def _generate(job: Job, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) 
         yield Loading(f"model {job.request.model.name}")
     with arithmetic(job.dtype):
         engine, codecs = load_parts(job, loaded)
-    yield from stepwise(generate(engine, Saver(job, codecs, sink), works), loaded)
+    yield from stepwise(make_results(engine, Saver(job, codecs, sink), works), loaded)
 
 
 def _tokenize(job: TokenJob, loaded: LoadedModel, dataset: Dataset, sink: ShardSink) -> Events:

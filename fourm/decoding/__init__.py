@@ -5,6 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "engine": "Engine RELEASED_SENTINELS group_by_counts with_targets",
+    "features": "encode_features",
     "sampling": "Noise",
     "steps": "Progress",
 }

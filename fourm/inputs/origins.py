@@ -21,7 +21,7 @@ from fourm.hub.header import FULL, INT8
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
-from fourm.output.record import BASE, RUN, SR, SR_RUN, TOKENS, RunRecord
+from fourm.output.record import BASE, FEATURES, RUN, SR, SR_RUN, TOKENS, RunRecord
 from fourm.output.samples import Run, chain_names, open_runs, samples_for
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
@@ -35,6 +35,8 @@ from fourm.sources.source import Source
 
 MAX_BYTES = 1 << 30  # of a picture that is made once more
 _OLDER_STEPS = "50"  # of pictures of versions that did not record the steps of their diffusion
+# Stages of runs that are not repeated, and the command of each.
+_COMMANDS = {TOKENS: ("tokenize", "tokens"), FEATURES: ("embed", "features")}
 
 
 def plan_sr(
@@ -194,8 +196,9 @@ def read_replay(path: Path) -> Replay:
     if path.name not in (RUN, SR_RUN):
         raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
     runs = open_runs(path.parent)
-    if any(run.record.stage == TOKENS for run in runs):
-        raise _refusal(path, "is the record of `fourm tokenize`, whose command makes the same tokens again")
+    if found := next((_COMMANDS[run.record.stage] for run in runs if run.record.stage in _COMMANDS), None):
+        what = f"is the record of `fourm {found[0]}`, whose command makes the same {found[1]} again"
+        raise _refusal(path, what)
     run = next((r for r in runs if r.record.stage == BASE), None)
     sr_run = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
     if run is None or (path.name == SR_RUN and sr_run is None):

@@ -18,9 +18,10 @@ from fourm.hub.header import AUTO, FULL, WEIGHTS, Weights
 from fourm.inputs.world import World
 from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
-from fourm.output.record import BASE, NEXT, RUN, SR_RUN, RunRecord
+from fourm.output.record import BASE, FEATURES, NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
 from fourm.schedule.chain import Chain
+from fourm.schedule.features import Features
 from fourm.schedule.settings import MAX_SEED
 from fourm.schedule.solvers import DDIM, parse_solver
 from fourm.sources.datasets import shows_part
@@ -68,7 +69,7 @@ class Request:
     overwrite: bool = False
     command: tuple[str, ...] = ()
     input: Input = field(default_factory=Input)  # what the samples were read from
-    stage: Literal["base", "sr"] = BASE
+    stage: Literal["base", "sr", "features"] = BASE
     is_beside: bool = False  # of super-resolution: results go into the folder that conditions are read from
     origin: RunRecord | None = None  # of super-resolution: the run that made its conditions, if one did
     variation: int | None = None  # make only this one
@@ -76,6 +77,7 @@ class Request:
     fit: Fit = "crop"  # how pictures become squares: the centre, or all of them with a border
     restore: bool = False  # values are of the whole pictures, not of the squares that the model sees
     store: str = ""  # address of the folder that shards are uploaded to; `out` is a temporary one then
+    features: Features | None = None  # of the encoder, which are made in place of targets
 
     @property
     def chosen(self) -> Sequence[Sample]:
@@ -138,6 +140,8 @@ class Request:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
         check_choice("fit", self.fit, FITS)
         self._check_frames()
+        if (self.features is None) == (self.stage == FEATURES) or (self.features and self.chain.specs):
+            raise ValueError("features have a stage of their own, and a chain without targets")
         is_shard = self.world.size > self.world.group_size  # others may start at another time
         if self.overwrite and (self.resume or is_shard):
             other = "`resume=True`" if self.resume else "`shard`"

@@ -4,6 +4,7 @@ Mizrahi et al. 2023 (arXiv:2312.06647), Bachmann et al. 2024 (arXiv:2406.09406).
 the released checkpoints. It maps tensors to logits and knows nothing of schedules, files or sampling.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +51,17 @@ class Context:
         """A context for rows whose keys and values are repeated, which do not read its tokens again."""
         mask = None if self.mask is None else self.mask.repeated(copies)
         return Context(self.tokens, self.visible.repeat_interleave(copies, 0), mask)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gathered:
+    """The known tokens of all modalities, moved to the front."""
+
+    x: Tensor  # (B, N, D), or packed: contents and addresses
+    address: Tensor  # (B, N, D)
+    visible: Tensor  # (B, N) bool, False for padding
+    mask: Mask | None  # of the same; None: there is no padding
+    packing: Packing | None  # None: padding is computed too
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +261,31 @@ class FourM(nn.Module):
         ones are cut. room: rows are packed into so many places for tokens, see `is_packed`; None: padded. The
         sizes of tensors depend on `budget` and `room` alone.
         """
+        given = self._gather(embedded, counts, budget, room)
+        x = self.decoder_proj_context(deque(self._outputs(given), maxlen=1).pop())
+        x = given.packing.unpack(x) if given.packing else x
+        return Context(x + given.address, given.visible, given.mask, given.packing)
+
+    def encode_layers(
+        self, embedded: Embedded, counts: Sequence[int], budget: int, layers: Sequence[int],
+        room: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Outputs (len(layers), B, N, D) of encoder blocks, without registers; see `encode_embedded`.
+
+        layers: numbers of blocks from 0; -1 is the output of the encoder: of the last block, after the norm.
+        The first tokens of each row are its known ones; what padding holds is of no meaning.
+        """
+        given, count = self._gather(embedded, counts, budget, room), len(self.encoder) + 1
+        wanted, found = [layer % count for layer in layers], dict[int, Tensor]()
+        for number, x in enumerate(self._outputs(given)):
+            if number in wanted:
+                found[number] = given.packing.unpack(x) if given.packing else x
+        return torch.stack([found[number] for number in wanted])[:, :, self.config.num_register_tokens :]
+
+    def _gather(
+        self, embedded: Embedded, counts: Sequence[int], budget: int, room: int | None
+    ) -> "_Gathered":
+        """What the first block reads; see `encode_embedded`."""
         content, address, known = self._joined(embedded, len(counts))
         registers = self.config.num_register_tokens
         length, kept = registers + budget, [min(count, budget) for count in counts]
@@ -266,13 +303,16 @@ class FourM(nn.Module):
             if room is not None and registers + room > 0:
                 has_rows = self.attention == "varlen"
                 packing = Packing.of(visible, registers * len(kept) + room, has_rows)
-        rows = packing.rows if packing else None
         x = packing.pack(content + address) if packing else content + address
+        return _Gathered(x, address, visible, mask, packing)
+
+    def _outputs(self, given: "_Gathered") -> Iterator[Tensor]:
+        """The output of each encoder block, then that of the encoder: of the last block, after the norm."""
+        x, rows = given.x, given.packing.rows if given.packing else None
         for block in self.encoder:
-            x = block(x, rows or mask, None if rows else packing)
-        x = self.decoder_proj_context(self.encoder_norm(x))
-        x = packing.unpack(x) if packing else x
-        return Context(x + address, visible, mask, packing)
+            x = block(x, rows or given.mask, None if rows else given.packing)
+            yield x
+        yield self.encoder_norm(x)
 
     def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> DecoderCache:
         """The keys and values of a context, each row `copies` times, and room for max_tokens of each copy."""

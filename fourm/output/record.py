@@ -14,6 +14,7 @@ from fourm.files.writing import PARTIAL
 from fourm.hub.header import FULL, Weights
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
+from fourm.schedule.features import Features
 from fourm.schedule.settings import MAX_SEED
 from fourm.schedule.solvers import DDIM
 
@@ -38,6 +39,7 @@ RESERVED_NAMES = (
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
 TOKENS: Literal["tokens"] = "tokens"  # of a run that turns values into tokens
+FEATURES: Literal["features"] = "features"  # of a run of `fourm embed`
 FORMAT = 3  # of run.json; fields may be added to it
 OLDER_FORMATS = (1, 2)  # are read, but such runs cannot be continued
 MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
@@ -80,7 +82,7 @@ class RunRecord:
     detokenizer_steps: Annotated[int, Limits(1)]
     preview: Annotated[int, Limits(0)]
     places: tuple[Place, ...]
-    stage: Literal["base", "sr", "tokens"] = BASE
+    stage: Literal["base", "sr", "tokens", "features"] = BASE
     variation: Annotated[int, Limits(0)] | None = None  # if only this one was made
     origin: Mapping[str, Any] = field(default_factory=dict)  # `as_origin` of the run that this reads
     options: str = ""  # the schedule as command line options
@@ -101,6 +103,7 @@ class RunRecord:
     shards: Annotated[int, Limits(1)] | None = None  # of all processes together
     num_crops: _Count = 1  # of each sample, of a run that tokenizes
     min_scale: float | None = None  # smallest share of a picture that a random crop shows, likewise
+    features: Features | None = None  # of the encoder, of a run that makes these
 
     @property
     def is_sharded(self) -> bool:

@@ -7,7 +7,7 @@ PUBLIC = {
     "background": "BESIDE Background ahead in_threads",
     "events": """Detokenized Event Failed Finished Halved Loading Lost Malformed Noted Saved Started
         Stepped""",
-    "job": """Job TokenJob fill_diffusion make_record make_token_record order_place plan_places
+    "job": """ENCODED Job TokenJob fill_diffusion make_record make_token_record order_place plan_places
         preview_place tokenizers_of""",
     "portions": "Portions as_fourm_errors",
     "saver": "Saver",

@@ -37,6 +37,7 @@ from fourm.schedule.solvers import DDIM, parse_solver
 
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 CROPS = Place(CROP_SETTINGS, ".npy", form="extra")  # one row of each file for each row of its token files
+ENCODED = Place("features", ".npy", form="features")  # what the encoder makes of the conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ class Job:
 
     @property
     def written(self) -> list[Place]:
-        """The places that this run writes: all, except conditions that are in the output folder already."""
+        """The places that this run writes: features alone; else all but conditions that are there already."""
+        if self.request.features is not None:
+            return [ENCODED]
         return [place for place in self.places if not (self.request.is_beside and _is_there(place))]
 
     def paths(self, work: Work) -> tuple[Path, ...]:
@@ -205,7 +208,7 @@ def plan_places(request: Request) -> list[Place]:
     valued = [place for place in places if place.form in ("value", "kept")]
     check_tokenizers(model, [model.registry.get(place.modality) for place in valued])
     count_evaluations(request, places)  # refuses a wrong number of steps
-    return places
+    return [*places, *([ENCODED] if request.features is not None else [])]
 
 
 def count_evaluations(request: Request, places: Sequence[Place]) -> int:
@@ -262,7 +265,7 @@ def make_record(job: Job) -> RunRecord:
         detokenizer_solver=request.diffusion_solver, blend=request.blend, batch_size=job.batch_size,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         fit=request.fit, restore=request.restore, compile=request.compile, weights=request.weights or FULL,
-        places=(*job.written, *extras),
+        features=request.features, places=(*job.written, *extras),
         device_type=job.device.type, device=_describe(job.device), versions=_versions(),
         command=request.command, created=now(),
     )  # fmt: skip
@@ -315,8 +318,10 @@ def _check_place(model: ModelFiles, place: Place) -> None:
 
 def _tokenizer_of(model: ModelFiles, place: Place) -> str:
     """The tokenizer that encodes or decodes the values of a place; "" for texts and for tokens."""
+    if place.form not in ("value", "kept"):
+        return ""
     row = model.registry.get(place.modality)
-    return row.tokenizer if place.form in ("value", "kept") and row.kind is Kind.GRID else ""
+    return row.tokenizer if row.kind is Kind.GRID else ""
 
 
 def _describe(device: torch.device) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import format_frame, pack_ids, pack_png
+from fourm.codecs.files import format_frame, pack_array, pack_ids, pack_png
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place
@@ -106,6 +107,14 @@ class Saver:
         given = {name: value for name, value in made.values.items() if name not in targets}
         row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
         yield from self._recorded([row], self._write_values(row, made.values))
+
+    def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
+        """Write the features of a sample; the event to report is returned."""
+        for place in self.job.written:
+            self._write(place, work, partial(pack_array, features))
+        self.sink.finish(work)
+        self.saved.add(work.result)
+        return Saved(*work.result, self.sink.paths(work), self.job.request.stage)
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""

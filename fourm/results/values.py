@@ -184,6 +184,7 @@ class Collector:
     made: dict[tuple[str, int], ResultValues] = field(default_factory=dict)  # by key and variation
     failures: dict[tuple[str, int], str] = field(default_factory=dict)  # the reasons
     latest: tuple[Progress, Sequence[Work]] | None = None  # the newest decoding step and its samples
+    features: dict[tuple[str, int], NDArray[np.float32]] = field(default_factory=dict)  # likewise
 
     def begin(self, works: Sequence[Work]) -> None:
         """Nothing is recorded."""
@@ -196,6 +197,11 @@ class Collector:
         """Remember a failed sample; the event to report is returned."""
         self.failures[work.result] = reason
         return Failed(*work.result, reason)
+
+    def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
+        """Keep the features of a sample; the event to report is returned."""
+        self.features[work.result] = features
+        return Saved(*work.result, (), self.job.request.stage)
 
     def save(
         self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]

@@ -7,8 +7,8 @@ PUBLIC = {
     "device": "advise_dtype choose_device resolve_dtype resolve_weights",
     "loaded": "LoadedModel",
     "machine": "describe_machine",
-    "pipeline": """check check_weights collect generate has_conditions load_parts loaded_for measure plan run
-        save_made sr_request stepwise""",
+    "pipeline": """check check_weights collect has_conditions load_parts loaded_for make_results measure plan
+        run save_made sr_request stepwise""",
     "tokenizing": "tokenize_dataset",
     "tokens": "check_tokenizing count_crops tokenize untokenized",
 }

@@ -49,6 +49,7 @@ from fourm.runs.device import (
     resolve_dtype,
     resolve_weights,
 )
+from fourm.runs.features import embed
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.planning import Plan, check_disk, plan_results
 from fourm.runs.timing import estimate_seconds
@@ -139,7 +140,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job, loaded)
     saver = Saver(job, codecs, sink := FolderSink(job, joining.enter(), listed, writer))
-    events = generate(engine, saver, todo) if engine is not None else iter(())
+    events = make_results(engine, saver, todo) if engine is not None else iter(())
     has_ended, halved_to, skipped = False, None, len(made)
     try:
         with as_fourm_errors(job.device, job.dtype, out):
@@ -204,7 +205,7 @@ def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[
 
     def events() -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype):
-            yield from stepwise(generate(engine, collector, works), loaded)
+            yield from stepwise(make_results(engine, collector, works), loaded)
 
     return collector, events()
 
@@ -264,7 +265,7 @@ def load_parts(job: Job, loaded: LoadedModel) -> tuple[Engine, dict[str, Codec]]
     """Load the transformer as an engine, and the tokenizers as codecs: modality -> codec."""
     request, model = job.request, job.request.model
     parts = tokenizers_of(model, job.places)
-    rows = [model.registry.get(place.modality) for place in job.places]
+    rows = [model.registry.get(place.modality) for place in job.places if place.modality]
     codecs = {row.name: loaded.codec(row, parts.get(row.tokenizer)) for row in rows}
     return loaded.engine(choose_rows(request, job.device)), codecs
 
@@ -316,6 +317,13 @@ def has_conditions(request: Request, work: Work) -> bool:
     """Whether the files of all conditions of a result are there."""
     files = work.sample.files_of(work.variation)
     return all(name in files and is_there(files[name]) for name in request.chain.conditions)
+
+
+def make_results(engine: Engine, writer: Saver | Collector, todo: Sequence[Work]) -> Iterator[Event]:
+    """What the request asks for: the targets of samples, or features of their conditions."""
+    if writer.job.request.features is not None:
+        return embed(engine.network, writer, todo)
+    return generate(engine, writer, todo)
 
 
 def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
 from fourm.output.record import FRAMES, SAMPLES
 from fourm.results.job import Job, order_place, preview_place
-from fourm.schedule.cost import estimate
+from fourm.schedule.cost import FLOAT32, encoder_width, estimate
 
 BLOCK = 4096  # bytes; file systems give files whole blocks of about this size
 _HEADER = 128  # bytes of a .npy file before its numbers
@@ -186,6 +186,8 @@ def _whole_pixels(job: Job) -> int:
 
 def _size_of(job: Job, place: Place, whole: int) -> tuple[float, float]:
     """Bytes of one file: at least, and usually. whole: pixels of restored maps, 0 for the model's square."""
+    if place.form == "features":
+        return _features_size(job)
     row = job.request.model.registry.get(place.modality)
     if place.form == "ids":
         size = _HEADER + row.max_tokens * (2 if row.vocab_size <= 1 << 15 else 4)
@@ -200,6 +202,18 @@ def _size_of(job: Job, place: Place, whole: int) -> tuple[float, float]:
         counts = (least, usual) if _is_map(row) else (_num_features(job, row),) * 2
         return _HEADER + 4 * counts[0], _HEADER + 4 * counts[1]
     return _PNG_LEAST * 3 * least, _PNG_USUAL * 3 * usual
+
+
+def _features_size(job: Job) -> tuple[float, float]:
+    """Bytes of the features of a sample: with few tokens, of which texts may have one, and with all of them."""
+    model, wanted = job.request.model, job.request.features
+    assert wanted is not None
+    rows = [model.registry.get(name) for name in job.request.chain.conditions]
+    vector = len(wanted.layers) * encoder_width(model) * FLOAT32
+    if wanted.pool == "mean":
+        return _HEADER + vector, _HEADER + vector
+    least = sum(1 if row.kind in (Kind.SEQUENCE, Kind.EMBEDDING) else row.max_tokens for row in rows)
+    return _HEADER + least * vector, _HEADER + sum(row.max_tokens for row in rows) * vector
 
 
 def _is_map(row: Modality) -> bool:

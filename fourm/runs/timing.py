@@ -12,6 +12,7 @@ import torch
 from fourm.codecs.images import Diffusion, GridCodec, rows_at_once
 from fourm.codecs.table import Codec
 from fourm.decoding.engine import Engine, with_targets
+from fourm.decoding.features import encode_features
 from fourm.decoding.sampling import Noise
 from fourm.inputs.conditions import ConditionReader, Work
 from fourm.modalities.registry import Kind, Modality
@@ -43,6 +44,7 @@ def estimate_seconds(job: Job, todo: Sequence[Work], engine: Engine, codecs: Map
     trial = _Trial(job, engine, codecs, min(job.batch_size, len(todo)))
     reading, row = trial.read(todo[0])
     decoding = math.fsum(trial.decode(row, target) for target in job.request.chain.targets)
+    decoding += trial.encode(row) if job.request.features is not None else 0.0
     made = [place.modality for place in job.written if place.form == "value" and not place.is_condition]
     values = math.fsum(trial.finish(codecs[name]) for name in made)
     return math.ceil(len(todo) / job.batch_size) * decoding + len(todo) * (reading + values)
@@ -66,6 +68,13 @@ class _Trial:
             return seconds, row.batch.without(chain.targets)
         slots = {name: _blank(registry.get(name)) for name in chain.conditions}
         return 0.0, Batch((work.sample.key.text,), slots)
+
+    def encode(self, row: Batch) -> float:
+        """Seconds of making the features of a batch."""
+        wanted = self.job.request.features
+        assert wanted is not None
+        batch = stack_batches([row] * self.size).to(self.job.device)
+        return self._timed(lambda: encode_features(self.engine.network, batch, wanted.layers))[0]
 
     def decode(self, row: Batch, target: str) -> float:
         """Seconds of all steps of a target for a batch; all conditions and earlier targets are known."""

@@ -6,9 +6,11 @@ from fourm import import_when_used
 PUBLIC = {
     "chain": "Chain KEPT Step TargetSpec joining_problem make_chain",
     "configs": "find_config list_configs option_of title_of",
-    "cost": "Cost LIBRARIES MOST_ROWS advise_bfloat16 estimate tokenizer_bytes",
+    "cost": "Cost FLOAT32 LIBRARIES MOST_ROWS advise_bfloat16 encoder_width estimate tokenizer_bytes",
+    "features": "Features Pool parse_features",
     "keeps": "Keep MASK kept_of_share",
-    "plan": "build_chain condition_files fill_texts parse_chain parse_words texts_to_fill unseen_picture",
+    "plan": """build_chain condition_chain condition_files fill_texts parse_chain parse_words texts_to_fill
+        unseen_picture""",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings load_layer
         merge parse_value read_names read_settings""",

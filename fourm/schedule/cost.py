@@ -85,6 +85,7 @@ def estimate(
     peaks += [_Peak(so_far - held + info.num_elements * FLOAT32) for so_far, (_, info) in done]
     tokens = [(step, step.num_tokens * step.passes) for step in chain.steps]
     passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in tokens)
+    passes = passes if chain.specs else 1  # of the encoder alone
     loaded = held + sum(tokenizer_bytes(model, key, width, part) for key, part in parts.items())
     freed = 2 * min(max(peak.block for peak in peaks), _HEAP_BLOCK)
     activations = max(peak.total for peak in peaks) + LIBRARIES + freed
@@ -100,6 +101,11 @@ def _kept_bytes(name: str, info: TensorInfo, width: int, weights: str) -> int:
     return info.num_elements * width
 
 
+def encoder_width(model: ModelFiles) -> int:
+    """D: numbers of the vector of each token."""
+    return Sizes.of(model, FLOAT32).dim
+
+
 def advise_bfloat16(model: ModelFiles, chain: Chain) -> str:
     """A sentence where a chain is faster in bfloat16 on this machine's CPU than in float32; else "".
 
@@ -110,7 +116,7 @@ def advise_bfloat16(model: ModelFiles, chain: Chain) -> str:
         start = file.read(1 << 14)  # the first processor
     words = set(start.decode(errors="replace").split())
     is_large = sum(one.num_elements for one in model.tensors.values()) >= _FASTER_FROM
-    has_grids = not all(SCHEMES[step.scheme].causal for step in chain.steps)
+    has_grids = not chain.specs or not all(SCHEMES[step.scheme].causal for step in chain.steps)
     if not words & BFLOAT16_UNITS or not is_large or not has_grids:
         return ""
     return f"`dtype=bfloat16` makes {model.name} faster on this CPU than float32; it rounds more coarsely"
@@ -169,6 +175,8 @@ def _step_peaks(chain: Chain, sizes: Sizes, batch_size: int, max_rows: int) -> I
     """The peaks of all steps of a chain, without the weights."""
     left = chain.num_tokens
     known = sum(sizes.model.registry.get(name).max_tokens for name in chain.conditions)
+    if not chain.specs:
+        yield from _encoder_peaks(chain, sizes, batch_size, known)
     for step in chain.steps:
         rows = batch_size * (1 + len(step.branches))
         if SCHEMES[step.scheme].causal:
@@ -185,8 +193,8 @@ def _step_peaks(chain: Chain, sizes: Sizes, batch_size: int, max_rows: int) -> I
         known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
 
 
-def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, left: int) -> Iterator[_Peak]:
-    """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
+def _encoder_peaks(chain: Chain, sizes: Sizes, rows: int, known: int) -> Iterator[_Peak]:
+    """The peaks of the encoder, from the embeddings to its output."""
     registry, reads = sizes.model.registry, sizes.model.reads
     named = [registry.get(name) for name in chain.modalities if name in reads]
     places = sum(row.max_tokens for row in named)
@@ -195,12 +203,17 @@ def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, l
     yield _Peak(sizes.vectors(rows, places, 3) + sizes.vectors(rows, texts), sizes.vectors(rows, places))
     # Content, address and their sum stay while the blocks run.
     yield _Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
+
+
+def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, left: int) -> Iterator[_Peak]:
+    """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
+    yield from _encoder_peaks(chain, sizes, rows, known)
     asked = left if SCHEMES[step.scheme].rank else min(step.num_tokens, left)
     # The context and its keys and values for one block, beside the queries.
     queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
     yield _Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
     # Guidance: the logits of all passes, then of one.
-    logits = asked * registry.get(step.target).vocab_size  # numbers per row
+    logits = asked * sizes.model.registry.get(step.target).vocab_size  # numbers per row
     flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
     one = rows // (1 + len(step.branches)) * logits * FLOAT32
     guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far

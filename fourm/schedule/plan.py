@@ -60,6 +60,20 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     return replace(chain, raw=frozenset(raw), keeps=tuple(keeps), keep_guided=keep_guided and bool(keeps))
 
 
+def condition_chain(layer: Layer, model: ModelFiles) -> Chain:
+    """The chain of the conditions alone, without a target; ScheduleError names all that is wrong with them."""
+    planner = _Planner(layer.settings, model, None, list(layer.problems))
+    conditions, weights, raw = planner.conditions(())
+    if weights:
+        planner.problems.append("`cond`: weights of conditions are for guidance, and nothing is decoded here")
+    if not conditions and not planner.problems:
+        reads = f"model '{model.name}' reads {', '.join(model.reads)}"
+        planner.problems.append(f"`cond`: names nothing that the encoder could read; {reads}")
+    if planner.problems:
+        raise ScheduleError(*dict.fromkeys(planner.problems))
+    return replace(make_chain((), conditions), raw=frozenset(raw))
+
+
 def fill_texts(layer: Layer, names: Sequence[str]) -> Layer:
     """The settings of a run whose texts, of modalities of these names, have marks that are to be filled."""
     keep = layer.settings.get("keep", Setting((), "`keep`"))

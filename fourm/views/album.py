@@ -17,7 +17,7 @@ from fourm.hub.files import find_model
 from fourm.measures.pairs import find_row, rows_of
 from fourm.modalities.registry import Kind, Modality
 from fourm.output.processes import Failure, read_failures
-from fourm.output.record import FRAMES, SR
+from fourm.output.record import FEATURES, FRAMES, SR
 from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
 from fourm.results.job import order_place, preview_place
 from fourm.views.panels import (
@@ -181,6 +181,9 @@ def open_album(root: Path, model: str | None = None) -> Album:
     model: whose modalities to use; None: the recorded one's, or the released ones if it is not here.
     """
     runs, named = open_runs(root), None if model is None else find_model(model).registry
+    if all(run.record.stage == FEATURES for run in runs):
+        ways = "`fourm retrieve --by embed` finds neighbours among them, `numpy.load` reads one"
+        raise UsageError(f"{root}: holds features of the encoder, which are no pictures; {ways}")
     entries, problems = list[Entry](), list[str]()
     for run in runs:
         given = len(entries)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.drawing import text_card
-from fourm.codecs.files import read_text
+from fourm.codecs.files import read_array, read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, read_pixels
-from fourm.codecs.table import build_codec
+from fourm.codecs.table import Codec, build_codec
 from fourm.data.containers import is_there
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Key, Sample
@@ -21,10 +22,12 @@ from fourm.errors import SampleError, UsageError, check_choice, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.output.record import RUN
 from fourm.output.samples import open_runs
+from fourm.results.job import ENCODED
 from fourm.views.panels import reader_for
 from fourm.views.plots import draw_sheet
 
 METRICS = ("euclidean", "cosine")
+EMBED = "embed"  # the name, for users, of the features that `fourm embed` makes
 Vectors = NDArray[np.float32]  # (N, C)
 
 
@@ -45,25 +48,33 @@ class Neighbour:
     distance: float  # Euclidean, or 1 - cosine
 
 
-def feature_row(registry: Registry, name: str) -> Modality:
-    """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`."""
+def feature_row(registry: Registry, name: str) -> Modality | None:
+    """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`.
+
+    None for EMBED, the features that `fourm embed` makes: they are of no modality.
+    """
+    if name == EMBED:
+        return None
     forms = ((row, FORMS.get(row.codec)) for row in registry.rows.values() if row.kind is Kind.GRID)
     rows = [row for row, form in forms if form is not None and form.resample is None]
     return _named_row("by", name, rows, "are no features")
 
 
-def load_features(root: Path, row: Modality) -> Features:
-    """The features of a dataset folder; a map of them (C, h, w) counts as the mean over its places."""
-    samples, codec = _in_shards(root, row.name, row.folder), build_codec(row)
-    samples = samples or list_dataset(root, {row.name: row.folder}).samples
+def load_features(root: Path, row: Modality | None) -> Features:
+    """The features of a dataset folder; a map of them (C, h, w) counts as the mean over its places.
+
+    row: None for what `fourm embed` wrote: means over tokens, of several layers one after the other.
+    """
+    name, folder = (row.name, row.folder) if row is not None else (ENCODED.folder, ENCODED.folder)
+    samples = _in_shards(root, name, folder) or list_dataset(root, {name: folder}).samples
+    read = _read_encoded if row is None else partial(_read_map, build_codec(row))
     keys, vectors, problems = list[str](), list[NDArray[np.float32]](), list[str]()
     for sample in samples:
-        path = sample.files.get(row.name, root)
+        path = sample.files.get(name, root)
         try:
             if sample.problem:
                 raise SampleError(sample.problem)
-            vector = np.asarray(codec.read(path), dtype=np.float32)
-            vector = vector.reshape(len(vector), -1).mean(axis=1)
+            vector = read(path)
             if vectors and len(vector) != len(vectors[0]):
                 raise SampleError(f"{path}: {len(vector)} channels, where others have {len(vectors[0])}")
         except SampleError as error:
@@ -140,6 +151,22 @@ def draw_neighbours(
         rows.append([(asked, key), *near])
     most = max(map(len, found.values()))
     return draw_sheet(rows, ["query", *(f"neighbour {rank}" for rank in range(1, most + 1))])
+
+
+def _read_map(codec: Codec, path: Path) -> NDArray[np.float32]:
+    """The mean over the places of a map of features, (C,)."""
+    value = np.asarray(codec.read(path), dtype=np.float32)
+    return value.reshape(len(value), -1).mean(axis=1)
+
+
+def _read_encoded(path: Path) -> NDArray[np.float32]:
+    """The features (layers, D) or (layers, N, D) of a file as one vector, their means over tokens."""
+    value = read_array(path)
+    if value.dtype.kind != "f" or value.ndim not in (2, 3) or not value.size:
+        what = f"{value.dtype} of shape {value.shape} is not layers x width, or layers x tokens x width"
+        raise SampleError(f"{path}: {what}")
+    means = value.mean(axis=1, dtype=np.float64) if value.ndim == 3 else value
+    return means.astype(np.float32).reshape(-1)
 
 
 def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:

@@ -1,0 +1,57 @@
+"""Which features of the encoder are made: the outputs of which blocks, and the mean over tokens or each of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fourm.errors import UsageError, check_choice, shown
+from fourm.hub.files import ModelFiles
+
+Pool = Literal["mean", "tokens"]
+POOLS: tuple[Pool, ...] = ("mean", "tokens")
+LAST, LAST_NAME = -1, "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The features of a sample: (layers, D) float32, or (layers, N, D) of its N visible tokens."""
+
+    pool: Pool = "mean"  # "mean": over the visible tokens, registers aside; "tokens": each of them
+    layers: tuple[int, ...] = (LAST,)  # encoder blocks, from 0; LAST: the last one, after the encoder's norm
+
+    @property
+    def text(self) -> str:
+        """The layers as they are typed: `0,5,last`."""
+        return ",".join(LAST_NAME if layer == LAST else str(layer) for layer in self.layers)
+
+
+def parse_features(pool: str, layers: str | int | Sequence[object], model: ModelFiles) -> Features:
+    """The features that are asked for. UsageError: there is no such pooling, or the model no such block.
+
+    layers: "last", numbers of blocks, or a list of such, as one text too: "0,5,last".
+    """
+    check_choice("pool", pool, POOLS)
+    if isinstance(layers, str):
+        words: Sequence[object] = re.split(r"[,\s]+", layers.strip())
+    else:
+        words = [layers] if isinstance(layers, int) else [*layers]
+    depth, found = num_blocks(model), list[int]()
+    for word in words:
+        text = str(word)
+        number = LAST if text == LAST_NAME else int(text) if re.fullmatch("[0-9]{1,4}", text) else None
+        if number is None or number >= depth or isinstance(word, bool):
+            there = f"0 to {depth - 1}, or {LAST_NAME}" if depth else LAST_NAME
+            raise UsageError(f"`layers`: {model.name} has no encoder block {shown(repr(word))}; give {there}")
+        if number in found:
+            raise UsageError(f"`layers`: {text} is given twice")
+        found.append(number)
+    if not found:
+        raise UsageError("`layers`: names no encoder block")
+    return Features(next(one for one in POOLS if one == pool), tuple(found))
+
+
+def num_blocks(model: ModelFiles) -> int:
+    """Encoder blocks of a model."""
+    numbers = (re.match(r"encoder\.([0-9]+)\.", name) for name in model.tensors)
+    return len({found[1] for found in numbers if found})
