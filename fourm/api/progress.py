@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fourm.results.events import Detokenized, Event, Stepped
+from fourm.output.record import FEATURES
+from fourm.results.events import Detokenized, Event, Saved, Stepped
 
 DELAY = 0.5  # seconds that work may take without a bar
 PAUSE = 0.1  # seconds between two updates in a notebook
@@ -44,6 +45,9 @@ class Bar:
                 self._done = done
         elif isinstance(event, Detokenized):
             what = f"{event.target}: step {event.done} of {event.total}"
+        elif isinstance(event, Saved) and event.stage == FEATURES:
+            done, what = done + 1, "features"
+            self._done = done
         if what and time.monotonic() - self._began >= DELAY:
             self._screen.move(done, what)
 

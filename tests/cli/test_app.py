@@ -285,6 +285,7 @@ COMMANDS = [
     "convert",
     "convert sam-instances",
     "download",
+    "embed",
     "env",
     "generate",
     "models",

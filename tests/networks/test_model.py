@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fourm.decoding.sampling import guide
+from fourm.decoding.features import encode_features
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.networks.attention import Mask
@@ -211,3 +212,24 @@ def test_manifests_of_the_released_models_match_key_by_key(golden: Path) -> None
         )
         assert unused_names(model) <= theirs.keys()
         assert ours == {n: s for n, s in theirs.items() if n not in unused_names(model)}
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_features_are_the_recorded_outputs_of_the_encoder(
+    golden: Path, models: dict[str, FourM], fixture: str
+) -> None:
+    compared, registers = 0, models[fixture].config.num_register_tokens
+    for case in cases(golden, fixture, "state", "guided"):
+        arrays = dict(np.load(golden / "fm" / fixture / case["file"]))
+        prefix = "cond." if case["kind"] == "guided" else ""
+        if f"{prefix}enc.out" not in arrays:
+            continue
+        outputs = arrays[f"{prefix}enc.out"][:, registers:]
+        seen = ~arrays[f"{prefix}enc.mask"][:, registers:]
+        found = encode_features(models[fixture], read_batch(golden, fixture, case, arrays), [-1])
+        for output, wanted, visible in zip(found, outputs, seen, strict=True):
+            assert output.shape[1] == visible.sum()
+            if visible.any():
+                assert_close(output[0], wanted[visible])
+                compared += 1
+    assert compared

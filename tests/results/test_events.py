@@ -20,7 +20,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from fourm.output.record import BASE, SR
+from fourm.output.record import BASE, FEATURES, SR
 from fourm.results.events import Event, Failed, Finished, Saved, Started
 from tests.emulated_gpu import emulated
 
@@ -50,7 +50,7 @@ def schema_of(kind: type) -> dict[str, object]:
     hints = get_type_hints(kind)
     properties = {"event": {"const": example(kind)["event"]}}
     for field in fields(kind):
-        stage = {"enum": [BASE, SR]} if field.name == "stage" else {}
+        stage = {"enum": [BASE, SR, FEATURES]} if field.name == "stage" else {}
         properties[field.name] = {**PLAIN[hints[field.name]], **stage}
     return {
         "description": (kind.__doc__ or "").splitlines()[0],
