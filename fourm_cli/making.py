@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fourm.sources.raw import RawInput
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
+COMMANDS = ("generate", "sr", "tokenize", "embed")  # that make results
 
 
 def make(
@@ -225,7 +226,7 @@ def resume_advice(request: "Request | TokenizeRequest") -> str:
         added += ["--out", out]
     if request.is_beside and "-" in words:  # the folder that was read from standard input
         words[words.index("-")] = out
-    at = next(number for number, word in enumerate(words) if word in ("generate", "sr", "tokenize", "embed")) + 1
+    at = next(number for number, word in enumerate(words, 1) if word in COMMANDS)
     with_input = " (with the same standard input)" if {"-", "--data=-"} & {*words} else ""
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 

@@ -28,10 +28,11 @@ ARGUMENTS = (
     "detokenizer_steps", "detokenizer_solver", "decode", "blend", "fit", "restore", "progress",
 )  # fmt: skip
 _OF_FEATURES = ("pool", "layers", "upright", "batch_size", "fit")  # likewise, of `Model.embed`
-_FREE = ("targets", "keep", "sr", "schedule", "keys", "layers")  # of several types, checked where they are used
+_FREE = ("targets", "keep", "sr", "schedule", "keys", "layers")  # of several types, checked when used
 # What some of the others must be; a request checks those that are its fields.
 _KINDS: Mapping[str, Any] = {
-    "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float], "pool": str,
+    "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float],
+    "pool": str,
 }  # fmt: skip
 # Settings of a schedule that are no arguments: conditions are given by name, targets as `targets`.
 _REFUSED_SETTINGS = ("cond_domains", "target_domains", "target")

@@ -107,7 +107,7 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     num_files = sum(folder.files for folder in folders.values())
     key_length = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
     noted = math.ceil(num_files * (_RECORD_BYTES + 2 * key_length) + len(chosen) * _SAMPLE_BYTES)
-    if num_files and request.recorded_fit and not request.is_beside:
+    if num_files and request.recorded_fit and not (request.is_beside or request.features):
         folders[FRAMES.folder] = FolderPlan(unshared, 0, unshared * BLOCK)
     if num_files:
         count = _num_records(request, len(chosen))
@@ -205,7 +205,7 @@ def _size_of(job: Job, place: Place, whole: int) -> tuple[float, float]:
 
 
 def _features_size(job: Job) -> tuple[float, float]:
-    """Bytes of the features of a sample: with few tokens, of which texts may have one, and with all of them."""
+    """Bytes of the features of a sample: with texts of one token, and with all tokens."""
     model, wanted = job.request.model, job.request.features
     assert wanted is not None
     rows = [model.registry.get(name) for name in job.request.chain.conditions]

@@ -1,4 +1,4 @@
-"""Which features of the encoder are made: the outputs of which blocks, and the mean over tokens or each of them."""
+"""Which features of the encoder are made: of which blocks, of each token or the mean over tokens."""
 
 import re
 from collections.abc import Sequence
@@ -19,11 +19,6 @@ class Features:
 
     pool: Pool = "mean"  # "mean": over the visible tokens, registers aside; "tokens": each of them
     layers: tuple[int, ...] = (LAST,)  # encoder blocks, from 0; LAST: the last one, after the encoder's norm
-
-    @property
-    def text(self) -> str:
-        """The layers as they are typed: `0,5,last`."""
-        return ",".join(LAST_NAME if layer == LAST else str(layer) for layer in self.layers)
 
 
 def parse_features(pool: str, layers: str | int | Sequence[object], model: ModelFiles) -> Features:

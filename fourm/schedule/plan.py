@@ -61,7 +61,7 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
 
 
 def condition_chain(layer: Layer, model: ModelFiles) -> Chain:
-    """The chain of the conditions alone, without a target; ScheduleError names all that is wrong with them."""
+    """The chain of conditions alone, without targets; ScheduleError names all that is wrong with them."""
     planner = _Planner(layer.settings, model, None, list(layer.problems))
     conditions, weights, raw = planner.conditions(())
     if weights:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourm.decoding.sampling import guide
 from fourm.decoding.features import encode_features
+from fourm.decoding.sampling import guide
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.networks.attention import Mask
