@@ -16,7 +16,8 @@ _SHARED = {name: sample_options.OPTIONS[name]
 @with_options(
     data=argument(
         "Pictures, captions or a dataset, as --data of `fourm generate` takes them: a folder, a picture, a "
-        ".txt, .tsv, .csv or .jsonl file, - for standard input, tars, Parquet files, hf://datasets/OWNER/NAME.",
+        ".txt, .tsv, .csv or .jsonl file, - for standard input, tars, Parquet files, "
+        "hf://datasets/OWNER/NAME.",
         "DATA", parser=sample_options.parse_data, show_default=False),
     cond=option(
         "What the encoder reads of each sample: rgb,caption. By default the captions of texts, the RGB of "
