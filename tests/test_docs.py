@@ -42,11 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "embed", "retrieve",
-<<<<<<< HEAD
     "eval", "plot", "schedule", "schedule validate", "schedule show", "models", "models show", "verify", "env",
-=======
-    "plot", "schedule", "schedule validate", "schedule show", "models", "models show", "verify", "env",
->>>>>>> 4ad9284 (Lines of usual length)
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
