@@ -58,7 +58,9 @@ def evaluate(
 
     root = parse_folder(folder, sys.stdin.buffer)
     if out is None and as_addresses(str(root)) != str(root):
-        raise UsageError(f"--out: names a folder here for the results, as {as_addresses(str(root))} is elsewhere")
+        raise UsageError(
+            f"--out: names a folder here for the results, as {as_addresses(str(root))} is elsewhere"
+        )
     names = tuple(name for name in (measures or "").replace(",", " ").split() if name)
     if measures is not None and not names:
         raise UsageError("--measures: names no measure")

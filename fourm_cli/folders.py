@@ -140,8 +140,11 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 @with_options(
     queries=argument("Samples to find neighbours for, or - to read their folder from stdin.", "DIR"),
     among=option("Folder of the samples that may be found.", "DIR"),
-    by=option("Features to compare: dinov2_global, clip, ...; embed: what `fourm embed` wrote.", "NAME",
-              show_default="clip"),
+    by=option(
+        "Features to compare: dinov2_global, clip, ...; embed: what `fourm embed` wrote.",
+        "NAME",
+        show_default="clip",
+    ),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
     sheet=option(

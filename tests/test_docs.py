@@ -111,7 +111,12 @@ def measures() -> str:
         arrows = {"higher": "↑", "lower": "↓"}
         numbers = ", ".join(f"`{name}` {arrows[better]}" for name, better in row.results.items())
         partner = [] if row.needs_partner else ["no partner"]
-        needs = [*partner, *(["captions"] if row.needs_caption else []), row.package, row.weights and f"`{row.weights}`"]
+        needs = [
+            *partner,
+            *(["captions"] if row.needs_caption else []),
+            row.package,
+            row.weights and f"`{row.weights}`",
+        ]
         told = ", ".join(filter(None, needs))
         lines.append(f"| `{row.name}` | {', '.join(row.sorts)} | {numbers} | {told} | {row.source} |")
     return "\n".join(lines)

@@ -11,7 +11,12 @@ import pytest
 from tests.forked import run_block, typed_fourm
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/recipes.md", "docs/evaluate.md", pytest.param("docs/quickstart.md", marks=pytest.mark.more))
+PAGES = (
+    "README.md",
+    "docs/recipes.md",
+    "docs/evaluate.md",
+    pytest.param("docs/quickstart.md", marks=pytest.mark.more),
+)
 
 
 @pytest.fixture(scope="module")

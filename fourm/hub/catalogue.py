@@ -162,17 +162,50 @@ TOKENIZERS: Mapping[str, Entry] = {
 # Networks of measures of quality (`fourm/measures`). The last eight digits of two names are those that the
 # sha256 of the file begins with, as PyTorch names its files.
 _MEASURES = (
-    Entry("inception-fid", "", "measure", "Inception-v3 of FID and Inception score", "Apache-2.0", 95_628_359,
-          23_885_392, sources=(
-              Source("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-                     "pt_inception-2015-12-05-6726825d.pth", 95_628_359, "6726825d"),)),
-    Entry("clip-vit-large-patch14", "openai/clip-vit-large-patch14", "measure", "CLIP ViT-L/14", "MIT",
-          1_710_466_052, 427_616_513),
-    Entry("lpips-alex", "", "measure", "AlexNet and linear layers of LPIPS", "BSD", 244_408_911, 61_101_992,
-          sources=(
-              Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
-              Source("https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
-                     "v0.1/alex.pth", 6_009, "0" * 64),)),  # TODO (issue 15): its checksum; until then it is refused
+    Entry(
+        "inception-fid",
+        "",
+        "measure",
+        "Inception-v3 of FID and Inception score",
+        "Apache-2.0",
+        95_628_359,
+        23_885_392,
+        sources=(
+            Source(
+                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                "pt_inception-2015-12-05-6726825d.pth",
+                95_628_359,
+                "6726825d",
+            ),
+        ),
+    ),
+    Entry(
+        "clip-vit-large-patch14",
+        "openai/clip-vit-large-patch14",
+        "measure",
+        "CLIP ViT-L/14",
+        "MIT",
+        1_710_466_052,
+        427_616_513,
+    ),
+    Entry(
+        "lpips-alex",
+        "",
+        "measure",
+        "AlexNet and linear layers of LPIPS",
+        "BSD",
+        244_408_911,
+        61_101_992,
+        sources=(
+            Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
+            Source(
+                "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
+                "v0.1/alex.pth",
+                6_009,
+                "0" * 64,
+            ),
+        ),
+    ),  # TODO (issue 15): its checksum; until then it is refused
 )
 _ENTRIES = (
     *_MODELS, *TOKENIZERS.values(),

@@ -187,7 +187,10 @@ def fetch(job: Download, client: Client) -> Path:
             return job.path
         if entry.sources:
             for file, source in zip(job.files, entry.sources, strict=True):
-                path, address = job.folder / file.name, Address(entry.name, source.url, source.name, sends_token=False)
+                path, address = (
+                    job.folder / file.name,
+                    Address(entry.name, source.url, source.name, sends_token=False),
+                )
                 remote.ensure_file(path, path, file, address, client, job.folder)
             return job.path
         home, pin = job.folder.parents[1], cache.find_pin(entry.hub_id)
@@ -225,9 +228,13 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
     """
     pins = cache.load_pins() | OUTSIDE
     if hub_ids is None:
-        hub_ids = [hub_id for hub_id, pin in pins.items() if hub_id not in OUTSIDE and os.path.isdir(pin.folder)]
+        hub_ids = [
+            hub_id for hub_id, pin in pins.items() if hub_id not in OUTSIDE and os.path.isdir(pin.folder)
+        ]
         hub_ids += [
-            key for key, pin in OUTSIDE.items() if any(os.path.exists(pin.folder / one.name) for one in pin.files)
+            key
+            for key, pin in OUTSIDE.items()
+            if any(os.path.exists(pin.folder / one.name) for one in pin.files)
         ]
     found = list[Verified]()
     for hub_id in hub_ids:

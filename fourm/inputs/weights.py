@@ -101,7 +101,9 @@ class _Blocks:
         return self.file.read(count)
 
 
-def convert_weights(names: Sequence[str], out: Path | None = None, overwrite: bool = False) -> tuple[Path, int]:
+def convert_weights(
+    names: Sequence[str], out: Path | None = None, overwrite: bool = False
+) -> tuple[Path, int]:
     """Write the tensors of pickled files into one safetensors file; returns its path and how many there are.
 
     names: paths, or one name of weights of the catalogue, of which the fetched files are taken.
@@ -142,7 +144,14 @@ def _opened(paths: Sequence[Path]) -> Iterator[list[_File]]:
             try:
                 streams.append(open_file(path))
                 opened.append(_read(streams[-1], path.stat().st_size))
-            except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                zipfile.BadZipFile,
+                NotImplementedError,
+            ) as error:
                 raise CheckpointError(f"{path}: not convertible: {printable(str(error))}") from None
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -235,7 +244,9 @@ def _rules(seen: dict[str, _Storage]) -> Rules:
 def _call(name: object, arguments: object) -> object:
     """The simulated result of a call. ValueError: it makes no tensor and no dict."""
     match name, arguments:
-        case str(one), (_Storage() as storage, int(start), tuple(shape), tuple(strides), *_) if one in _TENSORS:
+        case str(one), (_Storage() as storage, int(start), tuple(shape), tuple(strides), *_) if (
+            one in _TENSORS
+        ):
             return _tensor(storage, start, shape, strides)
         case "torch._utils _rebuild_parameter", (_Tensor() as tensor, *_):
             return tensor
@@ -244,7 +255,9 @@ def _call(name: object, arguments: object) -> object:
         case "collections OrderedDict", ():
             return {}
         case "collections OrderedDict", (list(pairs),):
-            if all(isinstance(one, list | tuple) and len(one) == 2 and isinstance(one[0], str) for one in pairs):
+            if all(
+                isinstance(one, list | tuple) and len(one) == 2 and isinstance(one[0], str) for one in pairs
+            ):
                 return dict(pairs)
         case str(one), _ if one in _SETTINGS:
             return _Ignored()
@@ -275,7 +288,9 @@ def _tensors_of(value: object) -> dict[str, _Tensor]:
         if isinstance(value.get(key), dict):
             value = value[key]
             break
-    others = [str(name) for name, one in value.items() if not (isinstance(name, str) and isinstance(one, _Tensor))]
+    others = [
+        str(name) for name, one in value.items() if not (isinstance(name, str) and isinstance(one, _Tensor))
+    ]
     if others or not value:
         raise ValueError(f"'{others[0]}' is no tensor" if others else "no tensor is in it")
     return value
@@ -283,7 +298,9 @@ def _tensors_of(value: object) -> dict[str, _Tensor]:
 
 def _write(path: Path, found: Mapping[str, tuple[_File, _Tensor]]) -> None:
     """A safetensors file: the length of its header, the header as JSON, the numbers."""
-    in_order = sorted(found.items(), key=lambda one: (-one[1][1].storage.num_bytes, one[0]))  # so all are aligned
+    in_order = sorted(
+        found.items(), key=lambda one: (-one[1][1].storage.num_bytes, one[0])
+    )  # so all are aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (_, tensor) in in_order:

@@ -284,10 +284,7 @@ def _result(
     rows = dict(sorted(rows.items(), key=lambda one: (parse_key(one[0][0]), one[0][1] or 0)))
     found = [(task, name, measure.result()) for task in tasks for name, measure in task.measures.items()]
     means = [
-        f"{task.name}/{name}"
-        for task, _, values in found
-        for name, one in values.items()
-        if one.is_mean
+        f"{task.name}/{name}" for task, _, values in found for name, one in values.items() if one.is_mean
     ]
     ends = intervals(rows, means)
     numbers = [
@@ -437,9 +434,7 @@ def _merge(tasks: Sequence[Task], shares: Sequence[_Share], own: int | None) -> 
             sum(one.pairs for one in counts), sum(one.without_partner for one in counts),
             sum(one.matched for one in counts), sum(one.others for one in counts),
         )  # fmt: skip
-        task.pairs.problems = [
-            one for share in shares for one in share.problems if one.modality == task.name
-        ]
+        task.pairs.problems = [one for share in shares for one in share.problems if one.modality == task.name]
         others = [share for rank, share in enumerate(shares) if rank != own]
         for name, measure in task.measures.items():
             measure.merge([share.states.get((task.name, name), {}) for share in others])

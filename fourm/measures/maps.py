@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fourm.codecs.colours import COCO_NAMES, NO_CLASS, class_names
 from fourm.errors import SampleError
 from fourm.measures.measure import (
-    Measure,
     MeanOf,
+    Measure,
     Pair,
     Row,
     Settings,

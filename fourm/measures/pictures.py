@@ -158,7 +158,9 @@ def frechet_distance(means: NDArray[np.float64], covariances: NDArray[np.float64
     if not (np.isfinite(means).all() and np.isfinite(covariances).all()):
         return math.nan
     roots = [_root(covariance) for covariance in covariances]
-    nuclear = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum() if all(map(np.size, roots)) else 0.0
+    nuclear = (
+        np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum() if all(map(np.size, roots)) else 0.0
+    )
     traces = sum(np.trace(covariance) for covariance in covariances)
     return max(0.0, float(np.square(means[0] - means[1]).sum() + traces - 2 * nuclear))
 
@@ -283,7 +285,9 @@ def _weights(settings: Settings) -> Path:
     return weights_of(settings.weights)
 
 
-def _inception(network: Callable[..., Any], device: str, output: int, pictures: Sequence[Picture]) -> NDArray[np.float64]:
+def _inception(
+    network: Callable[..., Any], device: str, output: int, pictures: Sequence[Picture]
+) -> NDArray[np.float64]:
     """(n, D) features or logits of pictures. output: 0 features, 1 logits."""
     tensors = [(_tensor(resized(picture)),) for picture in pictures]
     return _through(lambda batch: network(batch)[output], tensors, device)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fourm.measures.measure import Measure, MeanOf, Pair, Row, Settings, State, Value, one_by_one
+from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, State, Value, one_by_one
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fourm.errors import SampleError
 from fourm.hub.header import TokenizerPart
-from fourm.measures.measure import Array, Measure, MeanOf, Pair, Row, Settings, State, Value, one_by_one
+from fourm.measures.measure import Array, MeanOf, Measure, Pair, Row, Settings, State, Value, one_by_one
 from fourm.modalities.facts import FIELDS, Boxes, Metadata, Palette
 from fourm.modalities.figures import PICTURE_SIDE, People
 

@@ -27,7 +27,9 @@ def job_of(hub: Hub, checksum: str) -> Download:
 
 
 @pytest.mark.parametrize("digits", [8, 64])
-def test_a_file_is_fetched_and_compared_with_the_digits_that_are_known(hub: Hub, watch: Watch, digits: int) -> None:
+def test_a_file_is_fetched_and_compared_with_the_digits_that_are_known(
+    hub: Hub, watch: Watch, digits: int
+) -> None:
     job = job_of(hub, SHA256[:digits])
     assert fetch(job, watch.client) == fourm_home() / MEASURES
     assert fetched_paths(job.entry)[0].read_bytes() == CONTENT

@@ -94,7 +94,9 @@ def test_the_linear_layers_of_lpips_are_read_as_they_were_published() -> None:
             assert weights._bytes_of(file, one) == wanted[name].numpy().tobytes()
 
 
-def test_a_command_converts_what_was_fetched(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_converts_what_was_fetched(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     entry = CATALOGUE["lpips-alex"]
     code, out, err = run("convert", "weights", "lpips-alex")

@@ -20,7 +20,9 @@ def build(name: str, row: str, **settings: Any) -> Measure:
     return build_measure(MEASURES[name], Settings(RELEASED.get(row), **settings))
 
 
-def measured(name: str, row: str, pairs: Sequence[Pair], shares: int = 0, **settings: Any) -> dict[str, Value]:
+def measured(
+    name: str, row: str, pairs: Sequence[Pair], shares: int = 0, **settings: Any
+) -> dict[str, Value]:
     """The result of a measure; shares: of how many processes, whose states are merged, 0 for none."""
     whole = build(name, row, **settings)
     if not shares:

@@ -64,7 +64,14 @@ def write_clip(folder: Path) -> Path:
     more = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
     write_weights(folder / "model.safetensors", CLIP(SMALL_CLIP), {**more, "logit_scale": torch.tensor(4.6)})
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{one}</w>" for one in letters), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *letters,
+        *(f"{one}</w>" for one in letters),
+        "re",
+        "red</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocabulary = {word: number for number, word in enumerate(words)}
     model = models.BPE(vocab=vocabulary, merges=[("r", "e"), ("re", "d</w>")], end_of_word_suffix="</w>",
                        unk_token="<|endoftext|>")  # fmt: skip

@@ -27,7 +27,9 @@ DEPTH, NORMAL, LABELS, EDGES, FEATURES = (
 TOLERANCE = 1e-6
 
 
-def row_of(name: str, row: str, found: Any, true: Any, known: Any = None, **settings: Any) -> dict[str, float]:
+def row_of(
+    name: str, row: str, found: Any, true: Any, known: Any = None, **settings: Any
+) -> dict[str, float]:
     """The numbers of one pair."""
     (numbers,) = build(name, row, **settings).update([Pair("a", None, found, true, known=known)])
     return dict(numbers)
@@ -83,7 +85,9 @@ def test_depth_is_that_of_scikit_learn(is_metric: bool) -> None:
               for k in (1, 2, 3)),
         ))  # fmt: skip
     found_means = check_shares("depth", DEPTH, pairs_of(values), metric_depth=is_metric)
-    assert [found_means[name] for name in DEPTH_ERRORS] == pytest.approx(np.mean(wanted, axis=0), abs=TOLERANCE)
+    assert [found_means[name] for name in DEPTH_ERRORS] == pytest.approx(
+        np.mean(wanted, axis=0), abs=TOLERANCE
+    )
 
 
 def test_depth_by_hand() -> None:
@@ -152,7 +156,9 @@ def test_normals_are_those_of_torch() -> None:
         values.append((found, true))
         a, b = (torch.from_numpy(one.astype(np.float64) / 127.5 - 1) for one in (found, true))
         angles = np.degrees(torch.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos().numpy()).ravel()
-        wanted.append([angles.mean(), np.median(angles), *(np.mean(angles < most) for most in (11.25, 22.5, 30))])
+        wanted.append(
+            [angles.mean(), np.median(angles), *(np.mean(angles < most) for most in (11.25, 22.5, 30))]
+        )
     numbers = check_shares("normals", NORMAL, pairs_of(values))
     assert [numbers[name] for name in NORMAL_ERRORS] == pytest.approx(np.mean(wanted, axis=0), abs=TOLERANCE)
 
@@ -221,7 +227,11 @@ def by_distance(values: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> ND
     for share in range(1, 100):
         right = reached = total_found = total = 0
         for found, true in values:
-            radius, edge, is_found = 0.0075 * math.hypot(*true.shape), true > 127, found * 100.0 >= share * 255
+            radius, edge, is_found = (
+                0.0075 * math.hypot(*true.shape),
+                true > 127,
+                found * 100.0 >= share * 255,
+            )
             right += (distance_transform_edt(~edge)[is_found] <= radius).sum()
             reached += (distance_transform_edt(~is_found)[edge] <= radius).sum() if is_found.any() else 0
             total_found, total = total_found + is_found.sum(), total + edge.sum()

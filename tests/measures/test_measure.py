@@ -77,7 +77,12 @@ def test_pictures_of_other_sizes_are_refused_before_anything_is_taken_in() -> No
 
 @pytest.mark.parametrize(
     ("here", "there", "share", "whole"),
-    [([1, 2, 3, 4], [1, 2, 0, 4], 0.75, 0), ([5], [5], 1, 1), ([1, 2], [1, 2, 3, 4], 0.5, 0), ([7], [8], 0, 0)],
+    [
+        ([1, 2, 3, 4], [1, 2, 0, 4], 0.75, 0),
+        ([5], [5], 1, 1),
+        ([1, 2], [1, 2, 3, 4], 0.5, 0),
+        ([7], [8], 0, 0),
+    ],
 )
 def test_the_share_of_equal_tokens(here: list[int], there: list[int], share: float, whole: int) -> None:
     [row] = token_share(SETTINGS).update([pair(np.array(here), np.array(there))])

@@ -53,7 +53,9 @@ def test_pictures_are_resized_by_the_corners_of_pixels() -> None:
 @pytest.mark.parametrize(
     ("write", "load"), [(write_inception, load_inception), (write_lpips, load_lpips), (write_clip, load_clip)]
 )
-def test_loading_is_strict(write: Callable[[Path], Path], load: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_loading_is_strict(
+    write: Callable[[Path], Path], load: Callable[[Path], Any], tmp_path: Path
+) -> None:
     path = write(tmp_path / "clip" if write is write_clip else tmp_path)
     path = path / "model.safetensors" if path.is_dir() else path
     tensors = load_file(path)
@@ -61,7 +63,10 @@ def test_loading_is_strict(write: Callable[[Path], Path], load: Callable[[Path],
     for changed, message in (
         ({key: one for key, one in tensors.items() if key != name}, rf"'{name}' is missing"),
         ({**tensors, "more": torch.ones(1)}, "'more' has no place in the network"),
-        ({**tensors, name: torch.ones(3, 5, 7)}, r"'.*' is \(.*\), but the network asks for|not those of CLIP"),
+        (
+            {**tensors, name: torch.ones(3, 5, 7)},
+            r"'.*' is \(.*\), but the network asks for|not those of CLIP",
+        ),
         ({**tensors, name: tensors[name] * float("nan")}, "not all numbers are finite"),
     ):
         save_file(changed, path)
@@ -72,7 +77,9 @@ def test_loading_is_strict(write: Callable[[Path], Path], load: Callable[[Path],
 def test_the_networks_have_as_many_numbers_as_the_catalogue_says() -> None:
     used = {"inception-fid": Inception, "lpips-alex": LPIPS}
     with torch.device("meta"):
-        counts = {name: sum(one.numel() for one in build().state_dict().values()) for name, build in used.items()}
+        counts = {
+            name: sum(one.numel() for one in build().state_dict().values()) for name, build in used.items()
+        }
     # The file of AlexNet has the layers of its classifier, too.
     counts["lpips-alex"] += 256 * 36 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
     assert counts == {name: CATALOGUE[name].num_params for name in used}

@@ -89,7 +89,9 @@ def test_ssim_counts_windows_whose_centre_is_known() -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [("ssim", 11), ("lpips", 31)])
-def test_pictures_that_are_too_small_or_of_two_sizes_are_refused(name: str, least: int, tmp_path: Path) -> None:
+def test_pictures_that_are_too_small_or_of_two_sizes_are_refused(
+    name: str, least: int, tmp_path: Path
+) -> None:
     measure = build(name, write_lpips(tmp_path))
     small = picture(1, least - 1, 70)
     with pytest.raises(SampleError, match=rf"70 x {least - 1} pixels, but {name.upper()} needs {least}"):
@@ -171,7 +173,9 @@ def clip_cosine(tensors: dict[str, Any], values: np.ndarray[Any, Any], ids: Sequ
     kernel = tensors[f"{vision}.embeddings.patch_embedding.weight"]
     seen = [np.einsum("yxc,dcyx->d", patch, kernel) for patch in patches]
     x = np.stack([tensors[f"{vision}.embeddings.class_embedding"], *seen])
-    x = layer_norm(tensors, f"{vision}.pre_layrnorm", x + tensors[f"{vision}.embeddings.position_embedding.weight"])
+    x = layer_norm(
+        tensors, f"{vision}.pre_layrnorm", x + tensors[f"{vision}.embeddings.position_embedding.weight"]
+    )
     x = layer_norm(tensors, f"{vision}.post_layernorm", clip_vectors(tensors, vision, x, False)[0])
     shown = tensors["visual_projection.weight"] @ x
     y = tensors[f"{text}.embeddings.token_embedding.weight"][list(ids)]
@@ -187,12 +191,12 @@ def test_the_clip_score_is_the_cosine_of_picture_and_caption(tmp_path: Path) -> 
     flat = [np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 255)]  # resizing changes nothing
     # "Red ab" is <start> red</w> a b</w> <end>; the text tower has 12 positions.
     captions = {"Red ab": [54, 53, 0, 27, 55], "": [54, 55], "c" * 40: [54, *[2] * 10, 55]}
-    pairs = [
-        Pair("0/0", None, values, texts={"caption": caption}) for values in flat for caption in captions
-    ]
+    pairs = [Pair("0/0", None, values, texts={"caption": caption}) for values in flat for caption in captions]
     rows = build("clip_score", folder).update(pairs)
     cosines = [clip_cosine(tensors, values[:16, :16], ids) for values in flat for ids in captions.values()]
-    assert [row["clip_score"] for row in rows] == pytest.approx([100 * max(0, one) for one in cosines], abs=2e-4)
+    assert [row["clip_score"] for row in rows] == pytest.approx(
+        [100 * max(0, one) for one in cosines], abs=2e-4
+    )
     assert {one > 0 for one in cosines} == {True, False}
     assert SMALL_CLIP.side == 16
 

@@ -128,7 +128,9 @@ def test_rows_have_the_number_of_one_text() -> None:
 
 
 def test_texts_of_any_letters_survive_a_state() -> None:
-    pairs = [Pair(str(i), i, text, text) for i, text in enumerate(["été à\n\nParis", "猫 と 犬", "\udc80 x", ""])]
+    pairs = [
+        Pair(str(i), i, text, text) for i, text in enumerate(["été à\n\nParis", "猫 と 犬", "\udc80 x", ""])
+    ]
     one, three = (measured("cider", "caption", pairs, shares)["cider_d"] for shares in (0, 3))
     assert one == three
     assert one.samples == 4

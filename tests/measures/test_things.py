@@ -98,7 +98,10 @@ def by_loops(pairs: list[Pair]) -> list[float]:
 def overlap(one: Box, other: Box) -> float:
     """Intersection over union."""
     sides = [
-        max(0.0, min(one.corners[axis + 2], other.corners[axis + 2]) - max(one.corners[axis], other.corners[axis]))
+        max(
+            0.0,
+            min(one.corners[axis + 2], other.corners[axis + 2]) - max(one.corners[axis], other.corners[axis]),
+        )
         for axis in (0, 1)
     ]
     both, (a, b) = math.prod(sides), ((x.xmax - x.xmin) * (x.ymax - x.ymin) for x in (one, other))
@@ -182,7 +185,9 @@ def test_people_are_those_of_plain_loops() -> None:
         ours, theirs = (rng.uniform(0, 224, (rng.integers(1, 5), 25, 2)) for _ in range(2))
         near = min(len(ours), len(theirs))
         ours[:near] = theirs[:near][::-1] + rng.normal(0, 10, (near, 25, 2))
-        true = tuple(replace(SOMEBODY, box=(0.0, 0.0, float(side), 50.0)) for side in rng.uniform(60, 200, len(theirs)))
+        true = tuple(
+            replace(SOMEBODY, box=(0.0, 0.0, float(side), 50.0)) for side in rng.uniform(60, 200, len(theirs))
+        )
         people = iter((ours, theirs))
         numbers = pck((SOMEBODY,) * len(ours), true, lambda _, people=people: next(people))
         distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
@@ -190,7 +195,9 @@ def test_people_are_those_of_plain_loops() -> None:
         longer = max(costs.shape)
         square = np.zeros((longer, longer))
         square[: len(ours), : len(theirs)] = costs
-        best = min(permutations(range(longer)), key=lambda order: sum(square[order[j], j] for j in range(longer)))
+        best = min(
+            permutations(range(longer)), key=lambda order: sum(square[order[j], j] for j in range(longer))
+        )
         near_05 = [
             distances[best[j], j, k] <= 0.05 * true[j].box[2]
             for j in range(len(theirs)) for k in range(25) if best[j] < len(ours)
@@ -282,7 +289,9 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
     true = rng.normal(size=(600, 16, 2, 2)).astype(np.float32)
     found = (true + rng.normal(0, 3, true.shape)).astype(np.float32)
     numbers = check_shares("retrieval", FEATURES, pairs_of(list(zip(found, true, strict=True))))
-    likeness = cosine_similarity(*(one.reshape(600, 16, 4).mean(axis=2).astype(np.float64) for one in (found, true)))
+    likeness = cosine_similarity(
+        *(one.reshape(600, 16, 4).mean(axis=2).astype(np.float64) for one in (found, true))
+    )
     wanted = [top_k_accuracy_score(np.arange(600), likeness, k=k) for k in (1, 5, 10)]
     assert list(numbers.values()) == pytest.approx(wanted, abs=TOLERANCE)
     assert 0.05 < numbers["recall_1"] < numbers["recall_10"] < 0.95
@@ -308,7 +317,12 @@ def test_neighbours_by_hand() -> None:
 
 def test_variations_of_a_sample_are_no_rivals() -> None:
     one, other = features(1, 0), features(0, 1)
-    pairs = [Pair("a", 0, one, one), Pair("a", 1, one, one), Pair("b", 0, other, other), Pair("b", 1, one, other)]
+    pairs = [
+        Pair("a", 0, one, one),
+        Pair("a", 1, one, one),
+        Pair("b", 0, other, other),
+        Pair("b", 1, one, other),
+    ]
     numbers = check_shares("retrieval", FEATURES, pairs)
     assert numbers["recall_1"] == 3 / 4
 
