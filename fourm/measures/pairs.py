@@ -374,6 +374,8 @@ def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, M
             pixels = np.where(known[..., None], pixels, np.uint8(0))
         return pixels, None if known is None or known.all() else known
     value = FORMS[codec].read(path)
+    if codec == "tok_distance":  # 2 d - 1, whose zero is no zero of distances
+        value = (value + 1) / 2
     return (value / _LEVELS).astype(np.float32) if value.dtype == np.uint16 else value, None
 
 
