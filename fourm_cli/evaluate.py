@@ -1,6 +1,5 @@
 """The command `eval`: how good the values of a folder are, as a table."""
 
-import math
 import os
 import sys
 from pathlib import Path
@@ -15,10 +14,9 @@ from fourm_cli.console import Screen, counted, note, print_json, print_table
 from fourm_cli.options import list_of, option, parse_device, parse_folder, with_options
 
 if TYPE_CHECKING:
-    from fourm.measures.evaluate import Evaluation, Number
+    from fourm.measures.evaluation import Evaluation
 
 SHOWN = 20  # problems that get a line of their own; all are in eval.json
-_ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 
 
 @with_options(
@@ -54,7 +52,7 @@ def evaluate(
         for i in 0 1 2; do fourm eval out --against data --shard $i/3 & done; wait
     """
     from fourm.inputs.world import parse_world
-    from fourm.measures.evaluate import Asked, measure_folder
+    from fourm.measures.folder import Asked, measure_folder
 
     root = parse_folder(folder, sys.stdin.buffer)
     if out is None and as_addresses(str(root)) != str(root):
@@ -98,28 +96,8 @@ def evaluate(
 
 def _print(found: "Evaluation") -> None:
     columns = ("modality", "measure", "value", "95 % interval", "samples", "better")
-    rows = [
-        (one.modality, one.name, _value(one), _interval(one), f"{one.samples:,}", _ARROWS[one.better])
-        for one in found.numbers
-        if not one.is_detail
-    ]
+    rows = [one.texts() for one in found.numbers if not one.is_detail]
     print_table(columns, rows, numbers=("value", "95 % interval", "samples"))
-
-
-def _value(one: "Number") -> str:
-    if math.isnan(one.value):
-        return "-"
-    left_out = ", ".join(f"{count:,} {why}" for why, count in one.counts.items())
-    return _digits(one.value) + (f" ({left_out})" if left_out and math.isfinite(one.value) else "")
-
-
-def _interval(one: "Number") -> str:
-    return "" if one.low is None or one.high is None else f"{_digits(one.low)} .. {_digits(one.high)}"
-
-
-def _digits(number: float) -> str:
-    """Four digits behind the point; more of small numbers."""
-    return f"{number:.4f}" if not number or abs(number) >= 0.01 else f"{number:.4g}"
 
 
 def _note(found: "Evaluation") -> None:

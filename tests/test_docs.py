@@ -42,7 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "embed", "retrieve",
-    "eval", "plot", "schedule", "schedule validate", "schedule show", "models", "models show", "verify", "env",
+    "eval", "plot", "schedule", "schedule validate", "schedule show", "models", "models show", "verify",
+    "env",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -201,6 +201,7 @@ COMMANDS = {
     "fourm.schedule.chain": "--cond --keep --keep-guided --target --top-k --top-p --grow-cond --no-grow-cond",
     "fourm.schedule.configs": "--configs",
     "fourm.schedule.plan": "--no-",
+    "fourm.views.album": "--by",
     "fourm.views.gallery": "--replay --out",
 }
 

@@ -1,4 +1,4 @@
-"""README, quick start, recipes and measuring: every block is typed as it stands, in order, in an empty folder."""
+"""README, quick start, recipes, measuring: every block is typed as it stands, in order, in a new folder."""
 
 import os
 import re

@@ -4,9 +4,10 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "evaluate": "Asked Evaluation Number evaluate intervals measure_folder",
-    "measure": "MeanOf Measure Pair Row Settings State Value check_sizes mean_of one_by_one",
+    "evaluation": "Evaluation Number intervals",
+    "folder": "Asked measure_folder",
+    "measure": "MeanOf Measure Pair Row Settings Value mean_of one_by_one",
     "pairs": "Pairs find_row list_pairs rows_of",
-    "tables": "MEASURES SORTS MeasureRow build_measure measures_for sort_of",
+    "tables": "MEASURES build_measure",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -98,7 +98,8 @@ class RunFolder:
                 yield sample.key
 
     def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
-        assert held.run is not None and held.place is not None
+        assert held.run is not None
+        assert held.place is not None
         return held.run.path(held.place, key, variation)
 
     def frame(self, key: Key) -> Frame | None:
@@ -147,9 +148,10 @@ class Counts:
     matched: int = 0  # samples that both folders have
     others: int = 0  # samples of the same share of the other folder
 
-    def to_json(self) -> dict[str, int]:
-        """The numbers by name."""
-        return asdict(self)
+    def __add__(self, other: "Counts") -> "Counts":
+        """The counts of both."""
+        mine, theirs = asdict(self), asdict(other)
+        return Counts(**{name: mine[name] + theirs[name] for name in mine})
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ PUBLIC = {
         OLDER_CHECKSUMS PROCESSES Process ProcessFile close_output is_closed list_data list_files
         list_processes noted_failures now read_checksums read_failures read_launch read_launches remove_empty
         scan_checksums sha256_of_file write_failures""",
-    "record": """BASE DONE EVAL EVAL_CSV EVAL_JSON FEATURES FRAMES NEXT PLOTS RESERVED_NAMES RUN RunRecord SAMPLES
-        SR SR_RUN TOKENS""",
+    "record": """BASE DONE EVAL EVAL_CSV EVAL_JSON FEATURES FRAMES NEXT PLOTS RESERVED_NAMES RUN RunRecord
+        SAMPLES SR SR_RUN TOKENS""",
     "samples": """RecordedSample Run SampleWriter chain_names keys_of load_run open_runs read_samples_file
         samples_for""",
     "shard_files": "ShardFiles check_format",

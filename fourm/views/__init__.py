@@ -7,6 +7,7 @@ PUBLIC = {
     "album": "Album Entry open_album",
     "chart": "WIDTH draw_chain",
     "gallery": "PAGE write_gallery",
+    "measures": "plot_evaluation",
     "panels": "Panel View make_view panel_of panel_of_part",
     "plots": "Wanted draw_sample draw_sheet plot_album plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",

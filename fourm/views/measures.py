@@ -10,7 +10,7 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.data.layout import parse_key
 from fourm.errors import SampleError
-from fourm.measures.evaluate import Evaluation, Number
+from fourm.measures.evaluation import Evaluation, Number
 from fourm.measures.measure import Pair
 from fourm.measures.pairs import Pairs
 from fourm.output.record import EVAL

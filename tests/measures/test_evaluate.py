@@ -17,7 +17,8 @@ from fourm.checks.verify import verify_folder
 from fourm.data.layout import Sample, number_keys
 from fourm.errors import UsageError
 from fourm.inputs.world import World
-from fourm.measures.evaluate import Asked, intervals, measure_folder
+from fourm.measures.evaluation import intervals
+from fourm.measures.folder import Asked, measure_folder
 from fourm.output.samples import load_run
 from fourm.views import measures
 from tests.folders import RGB, noise, put, write_record

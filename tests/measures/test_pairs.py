@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_a_run_is_paired_with_a_dataset_by_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.value, noise(10 * at, 8, 8, 3))
         np.testing.assert_array_equal(one.other, one.value)
         assert one.texts == {"caption": f"picture {at}"}
-    assert pairs.counts.to_json() == {"pairs": 3, "without_partner": 0, "matched": 3, "others": 5}
+    assert asdict(pairs.counts) == {"pairs": 3, "without_partner": 0, "matched": 3, "others": 5}
 
 
 def test_what_was_given_to_a_run_is_not_measured(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_what_was_given_to_a_run_is_not_measured(tmp_path: Path) -> None:
 def test_values_without_a_partner_are_counted(tmp_path: Path) -> None:
     pairs = pairs_of("rgb", run_folder(tmp_path / "run", 4), dataset(tmp_path / "data", 2))
     assert [one.other is None for one in pairs] == [False, False, True, True]
-    assert pairs.counts.to_json() == {"pairs": 2, "without_partner": 2, "matched": 2, "others": 2}
+    assert asdict(pairs.counts) == {"pairs": 2, "without_partner": 2, "matched": 2, "others": 2}
 
 
 @pytest.mark.parametrize("side", ["run", "data"])
@@ -70,7 +71,7 @@ def test_variations_have_one_partner_or_one_each(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pair.other, found[0 if pair.key == KEYS[0].text else 3].value)
     for pair in pairs_of("rgb", several, others):
         np.testing.assert_array_equal(pair.other, pair.value)
-    with pytest.raises(UsageError, match=r"tok_rgb: 2 variations in .*, 3 variations in .*as many, or one"):
+    with pytest.raises(UsageError, match=r"tok_rgb@64: 2 variations in .*, 3 in .*as many, or one"):
         list_pairs(run_folder(tmp_path / "2", 2, 2), str(several))
 
 

@@ -1,0 +1,285 @@
+"""Measures the values of a folder, alone or as one of several processes, and writes what was found.
+
+A process takes every n-th sample (of sharded runs every n-th shard) and writes what its measures collected to
+`eval/RANK-of-N.npz`. The one that finds all of them there merges them: the result is that of one process.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fourm import __version__
+from fourm.data.layout import parse_key
+from fourm.errors import MissingError, SampleError, UsageError, near_match
+from fourm.files.opening import path_text
+from fourm.files.writing import make_all, remove_leftovers, write_text
+from fourm.hub.cache import find_measure
+from fourm.inputs.world import World, parse_world
+from fourm.measures.evaluation import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
+from fourm.measures.measure import Measure, Pair, Row, Settings
+from fourm.measures.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
+from fourm.measures.shares import Share, read_share, write_share
+from fourm.measures.tables import MEASURES, MeasureRow, build_measure, measures_for
+from fourm.output.record import EVAL, EVAL_CSV, EVAL_JSON
+
+GROUP, GROUP_BYTES = (
+    32,
+    1 << 26,
+)  # pairs that a measure gets at once, and about how large they may be together
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be measured, and where the results go."""
+
+    root: Path
+    against: str | None = None
+    measures: tuple[str, ...] = ()  # names in MEASURES; (): all that fit and whose networks are here
+    metric_depth: bool = False
+    model: str | None = None  # whose modalities these are; None: that of the record
+    device: str = "auto"  # of networks
+    world: World = field(default_factory=World)
+    out: Path | None = None  # None: the folder that is measured
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.root if self.out is None else self.out
+
+
+@dataclass(slots=True)
+class Task:
+    """One kind of value, and what is measured of it."""
+
+    pairs: Pairs
+    measures: dict[str, Measure]  # by their names in MEASURES
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        return self.pairs.held.name
+
+    def measure(self, rows: Rows, seen: Callable[[int], None]) -> None:
+        """Read all pairs of this share, and measure them."""
+        for group in _grouped(self.pairs):
+            for name, measure in self.measures.items():
+                fit = [pair for pair in group if _suits(pair, MEASURES[name])]
+                for pair, row in _update(measure, fit, self._lose):
+                    own = rows.setdefault((pair.key, pair.variation), {})
+                    named = ((f"{self.name}/{column}", float(number)) for column, number in row.items())
+                    own.update((column, number) for column, number in named if number == number)
+            seen(len(group))
+
+    def _lose(self, pair: Pair, error: SampleError) -> None:
+        """Note a pair that cannot be measured, once for all measures that say the same."""
+        problem = Problem(pair.key, pair.variation, self.name, str(error))
+        if problem not in self.pairs.problems[-GROUP:]:
+            self.pairs.problems.append(problem)
+
+
+def evaluate(
+    folder: str | os.PathLike[str], against: str | os.PathLike[str] | None = None, *,
+    measures: str | Sequence[str] = (), metric_depth: bool = False, model: str | None = None,
+    device: str = "auto", shard: str | None = None, out: str | os.PathLike[str] | None = None,
+) -> Evaluation | None:  # fmt: skip
+    """Measure what a folder holds, and write `eval.json` and `eval.csv` into it, as `fourm eval` does.
+
+    folder: of a run or a dataset. against: another one, with samples of the same names, or what else names a
+    dataset; None: measures that need no partner. measures: names ("psnr", "fid", ...), in one text or a list;
+    without any, all that fit the values and whose networks are on this machine. metric_depth=True: depth is
+    compared as it is; else each picture's scale and shift are fitted first. model: whose modalities the
+    values are, if the record of the folder does not say it. shard: "0/4" measures one of four shares. out:
+    another folder for the results.
+    None: other shares are not measured yet; the last one returns the results of all. UsageError: a folder
+    that cannot be read, an unknown measure, nothing to compare; MissingError: a network is not here.
+    """
+    names = measures.replace(",", " ").split() if isinstance(measures, str) else measures
+    other, there = (None if one is None else path_text(one) for one in (against, out))
+    return measure_folder(Asked(
+        Path(path_text(folder)), other, tuple(names), metric_depth, model, device, parse_world(shard, {}),
+        None if there is None else Path(there),
+    ))  # fmt: skip
+
+
+def measure_folder(
+    asked: Asked, seen: Callable[[int], None] = lambda count: None, only_merge: bool = False
+) -> Evaluation | None:
+    """Measure the share of this process, and merge all shares if they are there; None if not.
+
+    seen: is told how many pairs were measured since the last call. only_merge: nothing is measured;
+    UsageError if a share is not there.
+    """
+    tasks, notes = plan(asked, only_merge)
+    make_all(asked.folder)
+    settings, rows = settings_of(asked, tasks), Rows()
+    try:
+        for task in () if only_merge else tasks:
+            task.measure(rows, seen)
+        if asked.world.size > 1:
+            if not only_merge:
+                write_share(asked.folder, asked.world, settings, _share_of(tasks, rows))
+            others = [rank for rank in range(asked.world.size) if only_merge or rank != asked.world.rank]
+            shares = [read_share(asked.folder, replace(asked.world, rank=rank), settings) for rank in others]
+            if lacking := [rank for rank, share in zip(others, shares, strict=True) if share is None]:
+                if not only_merge:
+                    return None
+                which = ", ".join(map(str, lacking[:8])) + (", ..." if len(lacking) > 8 else "")
+                raise UsageError(f"{asked.folder / EVAL}: no share {which} of these settings is there")
+            for share in shares:
+                _merge(tasks, rows, share)
+        found = _result(asked, tasks, rows, notes, settings)
+        write_text(asked.folder, asked.folder / EVAL_CSV, found.to_csv())
+        write_text(asked.folder, asked.folder / EVAL_JSON, json.dumps(found.to_json(), indent=2) + "\n")
+        return found
+    finally:
+        remove_leftovers(asked.folder)
+
+
+def plan(asked: Asked, only_merge: bool = False) -> tuple[list[Task], list[str]]:
+    """What is measured of what, and notes on what is not. Reads no values; imports torch for networks only.
+
+    only_merge: networks need not be here. UsageError: an unknown measure, or one that fits nothing in the
+    folder; MissingError: what one needs that was asked for by name is not here.
+    """
+    for name in asked.measures:
+        if name not in MEASURES:
+            near = near_match(name, MEASURES) or f"; there are {', '.join(MEASURES)}"
+            raise UsageError(f"`measures`: there is no measure '{name}'{near}")
+    tasks, notes, missing = list[Task](), list[str](), dict[str, list[str]]()
+    for pairs in list_pairs(asked.root, asked.against, asked.world, asked.model):
+        held, built = pairs.held, dict[str, Measure]()
+        for row in measures_for(held.sort, pairs.partner is not None, pairs.captions is not None):
+            if asked.measures and row.name not in asked.measures:
+                continue
+            try:
+                built[row.name] = build_measure(row, _settings_for(row, pairs, asked, only_merge))
+            except MissingError as error:
+                if asked.measures:
+                    raise
+                missing.setdefault(str(error), []).append(row.name)
+        if built:
+            if not any(MEASURES[name].needs_caption for name in built):
+                pairs = replace(pairs, captions=None)
+            tasks.append(Task(pairs, built))
+        if asked.against is not None and pairs.partner is None:
+            notes.append(f"{held.name}: {asked.against} has nothing to compare it with")
+    notes += [f"not measured: {', '.join(dict.fromkeys(names))} ({why})" for why, names in missing.items()]
+    done = {name for task in tasks for name in task.measures}
+    if unused := [name for name in asked.measures if name not in done]:
+        what = _why_unused(MEASURES[unused[0]], asked)
+        raise UsageError(f"`measures`: {unused[0]} {what}")
+    if not tasks:
+        where = f"{asked.root} and {asked.against} have no values that a measure compares"
+        alone = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
+        raise UsageError(alone if asked.against is None else where)
+    return tasks, notes
+
+
+def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
+    """What the results depend on, as eval.json says it; states of other settings are not merged."""
+    folders = [folder for task in tasks for folder in (task.pairs.here, task.pairs.there)]
+    runs = [run.identity for one in folders if isinstance(one, RunFolder) for run in one.runs]
+    return {
+        "folder": str(asked.root), "against": asked.against, "runs": sorted({*runs}),
+        "measures": {task.name: list(task.measures) for task in tasks}, "metric_depth": asked.metric_depth,
+        "processes": asked.world.size, "interval": LEVEL, "resamples": RESAMPLES, "seed": SEED,
+        "version": __version__,
+    }  # fmt: skip
+
+
+def _share_of(tasks: Sequence[Task], rows: Rows) -> Share:
+    """What this process has found."""
+    states = {(task.name, name): one.state() for task in tasks for name, one in task.measures.items()}
+    problems = [one for task in tasks for one in task.pairs.problems]
+    return Share(rows, {task.name: task.pairs.counts for task in tasks}, problems, states)
+
+
+def _merge(tasks: Sequence[Task], rows: Rows, share: Share | None) -> None:
+    """Add what another process has found."""
+    assert share is not None
+    for sample, row in share.rows.items():
+        rows.setdefault(sample, {}).update(row)
+    for task in tasks:
+        task.pairs.counts += share.counts[task.name]
+        task.pairs.problems += [one for one in share.problems if one.modality == task.name]
+        for name, measure in task.measures.items():
+            measure.merge([share.states.get((task.name, name), {})])
+
+
+def _result(
+    asked: Asked, tasks: Sequence[Task], rows: Rows, notes: Sequence[str], settings: Mapping[str, object]
+) -> Evaluation:
+    """The results of all shares."""
+    rows = dict(sorted(rows.items(), key=lambda one: (parse_key(one[0][0]), one[0][1] or 0)))
+    found = [(task.name, name, one.result()) for task in tasks for name, one in task.measures.items()]
+    means = [f"{task}/{name}" for task, _, values in found for name, one in values.items() if one.is_mean]
+    ends = intervals(rows, means)
+    numbers = [
+        Number.of(task, measure, name, one, ends.get(f"{task}/{name}"))
+        for task, measure, values in found
+        for name, one in values.items()
+    ]
+    problems = sorted({one for task in tasks for one in task.pairs.problems}, key=_order)
+    counts = {task.name: task.pairs.counts for task in tasks}
+    whole = tuple(replace(task.pairs, world=World()) for task in tasks)
+    return Evaluation(tuple(numbers), rows, counts, tuple(problems), tuple(notes), settings, whole,
+                      asked.folder)  # fmt: skip
+
+
+def _update(
+    measure: Measure, pairs: Sequence[Pair], lose: Callable[[Pair, SampleError], None]
+) -> Iterator[tuple[Pair, Row]]:
+    """Each pair with its row; `lose` is told of those that cannot be measured."""
+    try:
+        yield from zip(pairs, measure.update(pairs) if pairs else (), strict=True)
+        return
+    except SampleError as error:
+        if len(pairs) == 1:
+            lose(pairs[0], error)
+            return
+    for pair in pairs:
+        yield from _update(measure, [pair], lose)
+
+
+def _suits(pair: Pair, row: MeasureRow) -> bool:
+    """Whether a pair has what a measure needs."""
+    return (pair.other is not None or not row.needs_partner) and (
+        CAPTION in pair.texts or not row.needs_caption
+    )
+
+
+def _settings_for(row: MeasureRow, pairs: Pairs, asked: Asked, only_merge: bool) -> Settings:
+    """The settings of a measure; MissingError: its network is not here."""
+    modality = pairs.held.row
+    if not row.weights or only_merge:
+        return Settings(modality, metric_depth=asked.metric_depth)
+    weights = find_measure(row.weights)
+    from fourm.runs.device import choose_device  # imports torch, which networks alone need
+
+    return Settings(modality, str(choose_device(asked.device, asked.world)), weights, asked.metric_depth)
+
+
+def _grouped(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """Pairs, some at a time."""
+    group, size = list[Pair](), 0
+    for pair in pairs:
+        group.append(pair)
+        size += sum(getattr(value, "nbytes", 0) for value in (pair.value, pair.other))
+        if len(group) == GROUP or size > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _why_unused(row: MeasureRow, asked: Asked) -> str:
+    if row.needs_partner and asked.against is None:
+        return "compares two folders; `against=DIR` names the other"
+    also = f", and {CAPTION}s" if row.needs_caption else ""
+    return f"is for {', '.join(row.sorts)}{also}; there are none to measure"
+
+
+def _order(problem: Problem) -> tuple[str, int, str, str]:
+    return problem.key, problem.variation or 0, problem.modality, problem.reason
