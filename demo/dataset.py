@@ -33,12 +33,13 @@ def write_dataset(root: Path, scenes: Sequence[Scene], scale: int = 1) -> list[K
     """One file per scene and modality, and the names of the samples."""
     keys = number_keys(len(scenes))
     for key, scene in zip(keys, scenes, strict=True):
-        _write_maps(root, key, render(scene, scale))
+        write_maps(root, key, render(scene, scale))
         _write_texts(root, key, scene)
     return keys
 
 
-def _write_maps(root: Path, key: Key, maps: Maps) -> None:
+def write_maps(root: Path, key: Key, maps: Maps) -> None:
+    """All maps of a scene, as files."""
     pictures: dict[str, NDArray[Any]] = {
         "rgb": maps.rgb,
         "depth": np.rint(maps.depth * DEPTH_LEVELS).astype(np.uint16),

@@ -6,35 +6,38 @@ Pictures are judged by `demo.readback`, which looks at their pixels alone; texts
 import argparse
 import json
 import random
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from demo.bench import DIFFUSED, Bench, Value, held_out_scenes
-from demo.metadata import FIELDS
-from demo.patches import FIELDS as MAPS
-from demo.patches import network_input
+from demo.dataset import write_dataset, write_maps
 from demo.readback import agrees, caption_of
-from demo.render import render
-from demo.tasks import DENSE, GRIDS, stack_tokens, text_of
+from demo.render import Maps, render
+from demo.roundtrip import fourm, measured
+from demo.tasks import GRIDS, stack_tokens
 from demo.world import (
     Caption,
     Scene,
     describe,
     normalise,
-    parse_caption,
     print_caption,
     sample_scene,
     straighten,
     vary,
 )
+from fourm.measures.measure import Pair, Settings, psnr
 
 USUAL = "--cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5"
 
 Result = dict[str, float]
 
+_SAID = "caption-det-color_palette-metadata-tok_depth-tok_normal-tok_semseg-tok_canny_edge-tok_clip"
+_OF_MAPS = "depth,normals,segmentation,edges,cosine"
 _MOST_STEPS = 50
 _STEPS = (1, 2, 5, 10, 25, _MOST_STEPS)
 
@@ -82,39 +85,26 @@ def settings(bench: Bench, count: int) -> Result:
     return result
 
 
-def picture_to_text(bench: Bench, count: int) -> Result:
-    """rgb -> caption, boxes, palette, metadata: share of texts that are right as a whole."""
-    scenes, result = held_out_scenes(count), Result()
-    for source in ("rgb@64", "tok_rgb@64"):
-        condition = {source: bench.condition(scenes, source)}
-        for name in ("caption", "det", "color_palette", "metadata"):
-            batch = bench.run(condition, f"--cond {source} --targets {name}")
-            texts, truth = bench.texts(batch, name), [text_of(scene, name) for scene in scenes]
-            if name == "caption":
-                said = [parse_caption(text) for text in texts]
-                result[f"{source} to {name}"] = _complete(scenes, [c and normalise(c) for c in said])
-            else:
-                right = [text == wanted for text, wanted in zip(texts, truth, strict=True)]
-                result[f"{source} to {name}"] = _mean(right)
-            if name == "metadata":
-                result[f"{source} to metadata, fields right"] = _fields_right(texts, truth)
-    return result
+def labels(model: str, count: int) -> Result:
+    """Pixels or tokens of pictures -> everything, by `fourm generate`, against the truth, by `fourm eval`.
 
-
-def picture_to_maps(bench: Bench, count: int) -> Result:
-    """rgb -> depth, normals, segmentation, edges, features: error, and how much worse the mean picture is."""
-    scenes, result = held_out_scenes(count), Result()
-    common = _mean_maps(2000)
-    condition = {"rgb@64": bench.condition(scenes, "rgb@64")}
-    for name in DENSE:
-        field = GRIDS[name][0]
-        batch = bench.run(condition, f"--cond rgb@64 --targets {name}")
-        decoded, truth = bench.values(batch, name), [network_input(field, render(s)) for s in scenes]
-        maps = [_as_input(field, value) for value in decoded]
-        error, usual = _error(field, maps, truth), _error(field, [common[field]] * count, truth)
-        exact = (batch.slots[name].values == stack_tokens(scenes, name)).all(1).float().mean()
-        result |= {f"{name} error": error, f"{name} mean picture": usual, f"{name} factor": usual / error}
-        result[f"{name} all tokens right"] = float(exact)
+    Beside it the mean picture of 2,000 training scenes, which knows nothing of the picture at hand.
+    """
+    result = Result()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        keys = write_dataset(work / "truth", held_out_scenes(count))
+        fourm("tokenize", work / "truth", "--model", model, "--modalities", "rgb", "--out", work / "tokens")
+        for name, source in (("rgb", "truth"), ("tok_rgb", "tokens")):
+            words = ("--data", work / source, "--model", model, "--cond", name, "--targets", _SAID)
+            fourm("generate", *words, "--out", work / f"said-{name}")
+            found = measured(work / f"said-{name}", work / "truth")
+            result |= {f"{name} to {what}": one["value"] for what, one in found.items() if one["better"]}
+        mean = mean_maps(2000)
+        for key in keys:
+            write_maps(work / "mean", key, mean)
+        found = measured(work / "mean", work / "truth", "--measures", _OF_MAPS)
+        result |= {f"mean picture as {what}": one["value"] for what, one in found.items() if one["better"]}
     return result
 
 
@@ -151,14 +141,16 @@ def diffusion(bench: Bench, count: int) -> Result:
     """
     scenes, result = held_out_scenes(count), Result()
     truth, slot = [render(scene).rgb for scene in scenes], bench.condition(scenes, DIFFUSED)
+    row_of_pictures = bench.files.registry.get(DIFFUSED)
     most = bench.diffused(slot, _MOST_STEPS)
     ways = {f"{steps} steps": bench.diffused(slot, steps) for steps in _STEPS} | {
         "VQ decoder": bench.codecs[DIFFUSED].decode(slot)
     }
     for name, shown in ways.items():
         apart = [np.abs(a.astype(int) - b) for a, b in zip(shown, most, strict=True)]
-        psnr = [_psnr(a, b) for a, b in zip(shown, truth, strict=True)]
-        result |= {f"{name}: PSNR": _mean(psnr), f"{name}: lowest PSNR": min(psnr)}
+        pairs = [Pair(str(at), None, *both) for at, both in enumerate(zip(shown, truth, strict=True))]
+        decibels = [row["psnr"] for row in psnr(Settings(row_of_pictures)).update(pairs)]
+        result |= {f"{name}: PSNR": _mean(decibels), f"{name}: lowest PSNR": min(decibels)}
         result[f"{name}: read back"] = _complete(scenes, [caption_of(value) for value in shown])
         result[f"{name}: mean difference from {_MOST_STEPS}"] = _mean([float(d.mean()) for d in apart])
         result[f"{name}: largest difference from {_MOST_STEPS}"] = float(max(d.max() for d in apart))
@@ -167,11 +159,6 @@ def diffusion(bench: Bench, count: int) -> Result:
     drawn = bench.diffused(bench.run(slots, USUAL).slots[DIFFUSED], 10)
     right = [agrees(asked, caption_of(value)) for asked, value in zip(captions, drawn, strict=True)]
     return result | {"complete captions, 10 steps": _mean(right)}
-
-
-def _psnr(shown: Value, truth: Value) -> float:
-    """In dB, of 8-bit pictures."""
-    return float(-10 * np.log10(np.square((shown.astype(float) - truth) / 255).mean() + 1e-12))
 
 
 def usual_scenes(count: int) -> list[Scene]:
@@ -224,46 +211,17 @@ def _told_by(source: str, caption: Caption) -> Caption:
     return Caption(things, caption.place, caption.relation)
 
 
-def _fields_right(texts: Sequence[str], truth: Sequence[str]) -> float:
-    """Share of metadata fields with the right value."""
-    right = 0
-    for text, wanted in zip(texts, truth, strict=True):
-        pairs = set(zip(text.split()[::2], text.split()[1::2], strict=False))
-        right += len(pairs & set(zip(wanted.split()[::2], wanted.split()[1::2], strict=True)))
-    return right / (len(truth) * len(FIELDS))
-
-
-def _mean_maps(count: int) -> dict[str, Value]:
-    """The mean picture of training scenes; of labels the most frequent one at each pixel."""
+def mean_maps(count: int) -> Maps:
+    """The mean of training scenes; of labels the most frequent one at each pixel."""
     rng = random.Random(5)
-    rendered = [render(sample_scene(rng)) for _ in range(count)]
-    means: dict[str, Value] = {}
-    for field in MAPS:
-        stack = np.stack([network_input(field, maps) for maps in rendered])
-        if field == "semseg":
-            votes = np.stack([(stack == label).sum(0) for label in range(4)])
-            means[field] = votes.argmax(0)
-        else:
-            means[field] = stack.mean(0)
-    return means
-
-
-def _as_input(field: str, value: Value) -> Value:
-    """A decoded value in the space of `network_input`."""
-    if field == "normal":
-        return (value.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
-    if field == "edge":
-        return (value.astype(np.float32) / 127.5 - 1)[None]
-    if field == "semseg":
-        return (value + np.uint8(1)).astype(np.int64)
-    return value[None] if field == "depth" else value
-
-
-def _error(field: str, maps: Sequence[Value], truth: Sequence[Value]) -> float:
-    """Mean squared error; of labels the share of wrong pixels."""
-    if field == "semseg":
-        return _mean([float((m != t).mean()) for m, t in zip(maps, truth, strict=True)])
-    return _mean([float(np.square(m - t).mean()) for m, t in zip(maps, truth, strict=True)])
+    scenes = [render(sample_scene(rng)) for _ in range(count)]
+    means = {
+        field.name: np.mean([getattr(maps, field.name) for maps in scenes], axis=0) for field in fields(Maps)
+    }
+    labels = np.stack([maps.semseg for maps in scenes])
+    votes = np.stack([(labels == label).sum(axis=0) for label in range(labels.max() + 1)])
+    rounded = {"rgb": np.rint(means["rgb"]).astype(np.uint8), "semseg": votes.argmax(axis=0).astype(np.uint8)}
+    return Maps(**means | rounded)
 
 
 def _mean(values: Sequence[float | bool]) -> float:
@@ -284,8 +242,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Result]] = {
         "round_trip": lambda: round_trip(bench, fine, count),
         "caption_to_picture": lambda: caption_to_picture(bench, count),
-        "picture_to_text": lambda: picture_to_text(bench, count),
-        "picture_to_maps": lambda: picture_to_maps(bench, count),
+        "labels": lambda: labels(options.model, count),
         "conditions_to_picture": lambda: conditions_to_picture(bench, count),
         "diffusion": lambda: diffusion(bench, count),
         "settings": lambda: settings(bench, min(count, 200)),

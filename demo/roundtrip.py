@@ -12,18 +12,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.dataset import DEPTH_LEVELS, scenes_of, write_dataset
-from demo.metadata import FIELDS
+from demo.dataset import scenes_of, write_dataset
 from demo.readback import agrees, caption_of
-from demo.world import NUM_BINS, Caption, Claim, describe, normalise, parse_caption
-from fourm.codecs.files import read_array, read_json, read_picture, read_text
+from demo.world import Caption, Claim, describe
+from fourm.codecs.files import read_picture
 from fourm.data.layout import Key, path_of
 
 # Conditions of the second command, from what the first one wrote; the last three draw on several at once.
@@ -35,10 +34,11 @@ BACK = (
 Array = NDArray[Any]
 
 
-def fourm(*words: object) -> None:
-    """One command, as a user types it."""
-    command = [sys.executable, "-m", "fourm_cli", *map(str, words), "--quiet", "--overwrite"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def fourm(command: str, *words: object) -> str:
+    """What a command prints, as a user types it."""
+    again = ("--overwrite",) if command == "generate" else ()
+    line = [sys.executable, "-m", "fourm_cli", command, *map(str, words), "--quiet", *again]
+    return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(work: Path, count: int, dtype: str, weights: str, names: Sequence[str]) -> dict[str, float]:
@@ -48,7 +48,8 @@ def measure(work: Path, count: int, dtype: str, weights: str, names: Sequence[st
     keys = write_dataset(work / "truth", scenes)
     words = ("--data", work / "truth", "--cond", "rgb", "--targets", "all")
     fourm("generate", *words, *options, "--out", work / "said")
-    result = _there(work, keys)
+    there = measured(work / "said", work / "truth")
+    result = {f"rgb -> {name.replace('/', ': ')}": there[name]["value"] for name in THERE}
     for name in names:
         told = "" if "caption" in name else "caption-"
         for targets in ("tok_rgb", f"{told}tok_clip-tok_rgb"):
@@ -83,90 +84,18 @@ def _colours(caption: Caption) -> set[str]:
     return {thing.colour for thing in caption.things}
 
 
-def _caption_right(said: Path, truth: Path) -> float:
-    words = parse_caption(read_text(said))
-    wanted = parse_caption(read_text(truth))
-    return float(words is not None and wanted is not None and normalise(words) == normalise(wanted))
-
-
-def _boxes_right(said: Path, truth: Path) -> float:
-    """1 where the same classes stand in the same boxes, to one of 64 bins."""
-    found, wanted = sorted(_boxes(read_json(said))), sorted(_boxes(read_json(truth)))
-    return float(
-        [name for name, _ in found] == [name for name, _ in wanted]
-        and all(
-            abs(x - y) <= 1.01 / NUM_BINS
-            for (_, one), (_, other) in zip(found, wanted, strict=True)
-            for x, y in zip(one, other, strict=True)
-        )
-    )
-
-
-def _boxes(data: Any) -> list[tuple[str, list[float]]]:
-    return [(one["class_name"], one["boxes"]) for one in data["instances"]]
-
-
-def _palette_right(said: Path, truth: Path) -> float:
-    return float(_colours_of(read_json(said)) == _colours_of(read_json(truth)))
-
-
-def _colours_of(data: Any) -> list[list[int]]:
-    return next(iter(data[0].values())) if data and data[0] else []
-
-
-def _fields_right(said: Path, truth: Path) -> float:
-    """Share of fields in the right bin."""
-    found: Any = read_json(said)
-    wanted: Any = read_json(truth)
-    return _mean(
-        name in found and _bin(name, found[name]) == _bin(name, value) for name, value in wanted.items()
-    )
-
-
-def _bin(name: str, value: float) -> int:
-    top = FIELDS[name][1]
-    return int(min(value, top) / top * 49) if top else int(value)
-
-
-def _pixels_right(said: Path, truth: Path) -> float:
-    return float((np.asarray(read_picture(said)) == np.asarray(read_picture(truth))).mean())
-
-
-def _picture_error(said: Path, truth: Path) -> float:
-    """Mean difference of 8-bit pictures, in [0, 1]."""
-    found, wanted = (np.asarray(read_picture(path)).astype(float) for path in (said, truth))
-    return float(np.abs(found - wanted).mean() / 255)
-
-
-def _depth_error(said: Path, truth: Path) -> float:
-    """Mean difference of depth, in [0, 1]."""
-    wanted = np.asarray(read_picture(truth)).astype(float) / DEPTH_LEVELS
-    return float(np.abs((read_array(said).astype(float) + 1) / 2 - wanted).mean())  # written from -1 to 1
-
-
 MAPS = ("depth", "normal", "semseg", "canny_edge")
-# What the first command says of a picture: what is measured, file suffixes of what it wrote and of the truth.
-THERE: dict[str, tuple[str, str, str, Callable[[Path, Path], float]]] = {
-    "caption": ("right as a whole", ".txt", ".txt", _caption_right),
-    "det": ("right as a whole", ".json", ".json", _boxes_right),
-    "color_palette": ("right as a whole", ".json", ".json", _palette_right),
-    "metadata": ("fields in the right bin", ".json", ".json", _fields_right),
-    "semseg": ("pixels right", ".png", ".png", _pixels_right),
-    "depth": ("mean error", ".npy", ".png", _depth_error),
-    "normal": ("mean error", ".png", ".png", _picture_error),
-    "canny_edge": ("mean error", ".png", ".png", _picture_error),
-}
+# Of what the first command says of a picture, by `fourm eval`: modality and number.
+THERE = (
+    "caption/exact_match", "det/ap", "color_palette/lab_distance", "metadata/fields_equal", "semseg/miou",
+    "depth/abs_rel", "normal/mean_angle", "canny_edge/ods_f1", "clip/cosine",
+)  # fmt: skip
 
 
-def _there(work: Path, keys: Sequence[Key]) -> dict[str, float]:
-    result = {}
-    for name, (what, suffix, true_suffix, judge) in THERE.items():
-        files = [
-            (path_of(work / "said", name, key, suffix), path_of(work / "truth", name, key, true_suffix))
-            for key in keys
-        ]
-        result[f"rgb -> {name}: {what}"] = _mean(judge(said, truth) for said, truth in files)
-    return result
+def measured(folder: Path, against: Path, *options: str) -> dict[str, Any]:
+    """What `fourm eval` says of a folder: its results by modality and number."""
+    text = fourm("eval", folder, "--against", against, "--json", *options)
+    return {f"{one['modality']}/{one['name']}": one for one in json.loads(text)["results"]}
 
 
 def _picture(root: Path, key: Key) -> Array:
@@ -195,7 +124,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(result, indent=1))
         return
-    print("| way | share right, or error |\n| --- | ---: |")
+    print("| way | measured |\n| --- | ---: |")
     for name, value in result.items():
         print(f"| {name} | {value:.4f} |")
 
