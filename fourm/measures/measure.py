@@ -151,14 +151,6 @@ def one_by_one(function: Callable[[Pair], Row]) -> Callable[[Sequence[Pair]], Se
     return lambda pairs: [function(pair) for pair in pairs]
 
 
-def psnr(settings: Settings) -> Measure:
-    """The peak signal-to-noise ratio of pictures in dB, of a range of 1; infinite where they are identical.
-
-    Horé and Ziou 2010, doi:10.1109/ICPR.2010.579. The error is the mean over known pixels and channels.
-    """
-    return MeanOf(one_by_one(_psnr), ["psnr"], infinite="identical")
-
-
 def token_share(settings: Settings) -> Measure:
     """The share of positions at which two rows of tokens have equal ids, and whether all have.
 
@@ -181,15 +173,11 @@ def check_sizes(pair: Pair) -> None:
         raise SampleError(f"{found} pixels, but its partner has {wanted}")
 
 
-def _psnr(pair: Pair) -> Row:
-    check_sizes(pair)
-    squares = np.square(pair.value.astype(np.float64) - pair.other.astype(np.float64))
-    if pair.known is not None:
-        squares = squares[pair.known]
-    if not squares.size:
-        return {"psnr": math.nan}
-    error = squares.mean() / 255**2
-    return {"psnr": -10 * math.log10(error) if error else math.inf}
+def check_side(pair: Pair, smallest: int, what: str) -> None:
+    """SampleError unless height and width of the value of a pair, an array, are at least `smallest`."""
+    height, width = pair.value.shape[:2]
+    if min(height, width) < smallest:
+        raise SampleError(f"{width} x {height} pixels, but {what} needs {smallest} on each side")
 
 
 def _token_share(pair: Pair) -> Row:

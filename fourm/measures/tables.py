@@ -47,17 +47,17 @@ _LOWER: Direction = "lower"
 MEASURES: Mapping[str, MeasureRow] = {
     row.name: row
     for row in (
-        MeasureRow("psnr", ["picture"], {"psnr": _HIGHER}, "measure:psnr",
+        MeasureRow("psnr", ["picture"], {"psnr": _HIGHER}, "pictures:psnr",
                    "Horé and Ziou 2010, doi:10.1109/ICPR.2010.579"),
         MeasureRow("ssim", ["picture"], {"ssim": _HIGHER}, "pictures:ssim",
-                   "Wang et al. 2004, doi:10.1109/TIP.2003.819861"),
-        MeasureRow("lpips", ["picture"], {"lpips": _LOWER}, "pictures:lpips",
+                   "Wang et al. 2004, doi:10.1109/TIP.2003.819861", package="scipy"),
+        MeasureRow("lpips", ["picture"], {"lpips": _LOWER}, "learned:lpips",
                    "Zhang et al. 2018, arXiv:1801.03924", "lpips-alex"),
-        MeasureRow("fid", ["picture"], {"fid": _LOWER}, "pictures:fid",
-                   "Heusel et al. 2017, arXiv:1706.08500", "inception-fid"),
-        MeasureRow("inception_score", ["picture"], {"inception_score": _HIGHER}, "pictures:inception_score",
+        MeasureRow("fid", ["picture"], {"fid": _LOWER}, "learned:fid",
+                   "Heusel et al. 2017, arXiv:1706.08500", "inception-fid", package="torchmetrics"),
+        MeasureRow("inception_score", ["picture"], {"inception_score": _HIGHER}, "learned:inception_score",
                    "Salimans et al. 2016, arXiv:1606.03498", "inception-fid", needs_partner=False),
-        MeasureRow("clip_score", ["picture"], {"clip_score": _HIGHER}, "pictures:clip_score",
+        MeasureRow("clip_score", ["picture"], {"clip_score": _HIGHER}, "learned:clip_score",
                    "Hessel et al. 2021, arXiv:2104.08718", "clip-vit-large-patch14", needs_partner=False,
                    needs_caption=True),
         MeasureRow("token_share", ["tokens"], {"token_share": _HIGHER, "all_equal": _HIGHER},
@@ -116,7 +116,7 @@ def measures_for(sort: Sort, has_partner: bool, has_caption: bool) -> list[Measu
 
 
 def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
-    """A measure without pairs. Its file is imported only here: that of pictures imports torch.
+    """A measure without pairs. Its file is imported only here: that of networks imports torch.
 
     MissingError: its package is not installed.
     """

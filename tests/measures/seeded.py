@@ -19,6 +19,9 @@ from fourm.measures.networks.lpips import LPIPS
 from fourm.modalities.registry import RELEASED
 
 RGB = RELEASED.get("rgb@224")
+SHOWN = [(1,), (2, 100, 331), (3, 299, 299)]  # pictures of which the outputs of Inception are recorded
+SEEDS = range(8)  # of pictures whose distances are recorded; their partners have 100 more
+CLIP_TEXTS = [[54, 53, 0, 27, 55], [54, 55], [54, *[2] * 10, 55]]  # token ids
 SMALL_CLIP = CLIPSizes(Tower(128, 2, 96, 5), Tower(64, 2, 80, 12), patch=8, vocab=64, shared=16)
 
 

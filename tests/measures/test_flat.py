@@ -19,7 +19,7 @@ CODE = """
 import json, resource, sys
 import numpy as np, torch
 import fourm
-from fourm.measures import pictures
+from fourm.measures import learned
 from fourm.measures.tables import MEASURES, MeasureRow
 
 torch.manual_seed(0)
@@ -30,8 +30,8 @@ def features(found):
     batch = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
     return net(batch).flatten(1).double().numpy()
 
-pictures.small = lambda settings: pictures.Frechet(features, 32)
-MEASURES["small"] = MeasureRow("small", ["picture"], {"fid": "lower"}, "pictures:small", "")
+learned.small = lambda settings: learned.Frechet(features, 32)
+MEASURES["small"] = MeasureRow("small", ["picture"], {"fid": "lower"}, "learned:small", "")
 found = fourm.evaluate(sys.argv[1], sys.argv[2], measures="psnr ssim small")
 numbers = {one.name: [one.value, one.samples] for one in found.numbers}
 print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, numbers]))

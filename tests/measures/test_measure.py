@@ -18,9 +18,9 @@ from fourm.measures.measure import (
     exact_match,
     mean_of,
     one_by_one,
-    psnr,
     token_share,
 )
+from fourm.measures.pictures import psnr
 from fourm.modalities.registry import RELEASED
 
 SETTINGS = Settings(RELEASED.get("tok_rgb@224"))

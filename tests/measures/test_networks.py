@@ -1,10 +1,11 @@
-"""The networks of measures: Inception against recorded numbers, strict loading, where weights are looked for."""
+"""The networks of measures against those of other libraries, strict loading, where weights are looked for."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,36 +13,34 @@ from safetensors.torch import load_file, save_file
 from fourm.errors import CheckpointError, MissingError
 from fourm.hub.cache import converted_path, fetched_paths, find_measure
 from fourm.hub.catalogue import CATALOGUE
-from fourm.measures.measure import Pair, Settings
-from fourm.measures.networks.clip import TextReader, load_clip
+from fourm.measures.networks.clip import TextReader, load_clip, prepare
 from fourm.measures.networks.inception import Inception, load_inception, resize
 from fourm.measures.networks.lpips import LPIPS, load_lpips
-from fourm.measures.tables import MEASURES, build_measure
 from tests.hubcache import put
-from tests.measures.seeded import RGB, picture, write_clip, write_inception, write_lpips
+from tests.measures.seeded import CLIP_TEXTS, SEEDS, SHOWN, picture, write_clip, write_inception, write_lpips
 
-# Of torch-fidelity's network and torchmetrics' FID; see the file.
-RECORDED = json.loads(Path(__file__).with_name("inception.json").read_text())
+# Of other libraries; `record.py` made it.
+RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
 
 
 def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
     network = load_inception(write_inception(tmp_path))
-    shown = [picture(1), picture(2, 100, 331), picture(3, 299, 299)]
-    for values, recorded in zip(shown, RECORDED["pictures"], strict=True):
+    for size, recorded in zip(SHOWN, RECORDED["inception"], strict=True):
         with torch.inference_mode():
-            both = network(torch.from_numpy(values.transpose(2, 0, 1).copy())[None])
+            both = network(torch.from_numpy(picture(*size).transpose(2, 0, 1).copy())[None])
         features, logits = (one.flatten().double() for one in both)
-        assert features[::128].tolist() == pytest.approx(recorded["features"], rel=1e-4, abs=1e-5)
-        assert logits[::64].tolist() == pytest.approx(recorded["logits"], rel=1e-4, abs=1e-4)
-        assert float(features.sum()) == pytest.approx(recorded["features_sum"], rel=1e-5)
-        assert float(logits.abs().sum()) == pytest.approx(recorded["logits_sum"], rel=1e-5)
+        assert features[::128].tolist() == pytest.approx(recorded["features"], rel=1e-5, abs=1e-5)
+        assert logits[::64].tolist() == pytest.approx(recorded["logits"], rel=1e-5, abs=1e-5)
+        assert float(features.sum()) == pytest.approx(recorded["features_sum"], rel=1e-6)
+        assert float(logits.abs().sum()) == pytest.approx(recorded["logits_sum"], rel=1e-6)
 
 
-def test_fid_with_that_network_is_that_of_torchmetrics(tmp_path: Path) -> None:
-    measure = build_measure(MEASURES["fid"], Settings(RGB, weights=write_inception(tmp_path)))
-    measure.update([Pair(f"0/{seed}", None, picture(seed), picture(100 + seed)) for seed in range(8)])
-    # Theirs has the roots of rounding errors in it, of the 2041 eigenvalues that are 0.
-    assert measure.result()["fid"].value == pytest.approx(RECORDED["fid"], rel=1e-4)
+def test_clip_is_that_of_transformers(tmp_path: Path) -> None:
+    network = load_clip(write_clip(tmp_path / "clip") / "model.safetensors")
+    pixels = torch.stack([prepare(picture(seed), network.sizes.side) for seed in SEEDS])
+    with torch.inference_mode():
+        cosines = network.embed_pictures(pixels) @ network.embed_texts(CLIP_TEXTS).T
+    assert cosines.numpy() == pytest.approx(np.array(RECORDED["clip"]), rel=1e-5, abs=1e-5)
 
 
 def test_pictures_are_resized_by_the_corners_of_pixels() -> None:
@@ -113,7 +112,7 @@ def test_weights_are_found_in_the_cache_or_their_commands_are_named(
         find_measure("lpips-alex")
     converted_path(entry).touch()
     assert find_measure("lpips-alex") == converted_path(entry)
-    with pytest.raises(MissingError, match="machine; `fourm download clip-vit-large-patch14` fetches them$"):
+    with pytest.raises(MissingError, match=r"machine; `fourm download clip-vit-large-patch14` fetches them$"):
         find_measure("clip-vit-large-patch14")
     folder = write_clip(tmp_path / "clip")
     names = ("model.safetensors", "tokenizer.json")

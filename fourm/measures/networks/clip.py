@@ -236,10 +236,10 @@ class TextReader:
             raise CheckpointError(f"{path}: not a readable tokenizer ({error})") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        found = [self.tokenizer.token_to_id(word) for word in (_START, _END)]
-        if None in found:
+        start, end = (self.tokenizer.token_to_id(word) for word in (_START, _END))
+        if start is None or end is None:
             raise CheckpointError(f"{path}: has no {_START} and {_END}, so it is not that of CLIP")
-        self.start, self.end = found
+        self.start, self.end = start, end
 
     def read(self, text: str, num_tokens: int) -> list[int]:
         """The ids of a text, cut to `num_tokens` between start and end."""

@@ -94,16 +94,15 @@ class MixedC(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Convolution(dim, 192, 1)
         self.branch7x7_1 = Convolution(dim, width, 1)
-        self.branch7x7_2 = Convolution(width, width, **row)
-        self.branch7x7_3 = Convolution(width, 192, **column)
+        self.branch7x7_2 = Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7_3 = Convolution(width, 192, (7, 1), padding=(3, 0))
         self.branch7x7dbl_1 = Convolution(dim, width, 1)
-        self.branch7x7dbl_2 = Convolution(width, width, **column)
-        self.branch7x7dbl_3 = Convolution(width, width, **row)
-        self.branch7x7dbl_4 = Convolution(width, width, **column)
-        self.branch7x7dbl_5 = Convolution(width, 192, **row)
+        self.branch7x7dbl_2 = Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_3 = Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7dbl_4 = Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_5 = Convolution(width, 192, (1, 7), padding=(0, 3))
         self.branch_pool = Convolution(dim, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
