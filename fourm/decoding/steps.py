@@ -39,7 +39,7 @@ class Shapes:
     def num_packed(self, known: Sequence[int], room: int) -> int:
         """Places for the encoder tokens of all rows, packed one after the other; see `num_tokens`."""
         if not self.is_fixed:
-            return sum(known)
+            return max(sum(known), FEWEST_PLACES)
         share = len(known) * self._multiple(room) // PARTS  # equally many sizes whatever the number of rows
         return math.ceil(sum(known) / share) * share
 
@@ -65,6 +65,9 @@ class Shapes:
 
 
 ORDER, DRAW = 0, 1  # independent streams of noise: for the order of positions, for drawing tokens
+FEWEST_PLACES = (
+    4  # on CPUs: products of fewer rows have other last bits, on AMD's whatever the kernels are told
+)
 MOST_LENGTHS = 12  # fixed shapes: different lengths of encoder rows
 PARTS = 2  # fixed shapes: packed rows have so many sizes for each of these lengths
 ASKED_OF_ALL, ASKED_OF_FEW = (1 / 4, 1 / 2, 3 / 4, 1), (1 / 16, 1 / 8, 1 / 4, 1)  # shares of a target

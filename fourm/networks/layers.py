@@ -89,6 +89,21 @@ def compile_blocks(network: nn.Module) -> None:
             module.compile(dynamic=True)
 
 
+class SiLU(nn.SiLU):
+    """x / (1 + exp(-x)); in float32 on CPUs a number gives the same bits wherever in a tensor it stands.
+
+    PyTorch's kernel takes another exponential for what fills no vector register: the last numbers of a tensor
+    and of the share of each thread, hence of other tokens in another batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As x."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
+            return super().forward(x)
+        divisor = x.neg().exp_().add_(1)
+        return torch.div(x, divisor, out=divisor)
+
+
 class Block(nn.Module):
     """A transformer block: marks what `compile_blocks` compiles."""
 

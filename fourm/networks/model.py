@@ -24,6 +24,7 @@ from fourm.networks.layers import (
     DecoderBlock,
     EncoderBlock,
     Past,
+    SiLU,
     sincos_1d,
     sincos_2d,
     token_table,
@@ -112,7 +113,7 @@ class FourMConfig:
         if self.gated_mlp:
             hidden = int(2 * hidden / 3)
         biases = (self.qkv_bias, self.proj_bias, self.mlp_bias, self.norm_bias)
-        act: type[nn.Module] = getattr(nn, self.act_layer)
+        act: type[nn.Module] = SiLU if self.act_layer == "SiLU" else getattr(nn, self.act_layer)
         return BlockConfig(self.dim, self.num_heads, hidden, *biases, self.qk_norm, self.gated_mlp, act)
 
 

@@ -483,6 +483,7 @@ def test_a_step_of_4m_xl_starts_few_kernels() -> None:
     with pytest.MonkeyPatch.context() as patch, Kernels() as kernels:
         patch.setattr("fourm.decoding.steps.SHAPES", {})  # the shapes of a GPU
         patch.setattr("fourm.networks.attention.PACKED_BELOW", 0.0)  # and its padding
+        patch.setattr("fourm.networks.layers.SiLU.forward", torch.nn.SiLU.forward)  # and its activation
         for _ in Engine(FourM(config)).run(batch, chain, noise):
             counts.append(kernels.started)
             kernels.started = 0

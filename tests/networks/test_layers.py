@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fourm.networks.attention import Mask, attention, merge_heads, split_heads
-from fourm.networks.layers import LayerNorm, sincos_1d, sincos_2d
+from fourm.networks.layers import LayerNorm, SiLU, sincos_1d, sincos_2d
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,14 @@ def test_heads_are_split_and_merged_without_loss() -> None:
     heads = split_heads(x, 3)
     assert torch.equal(heads[0, 1, 2], x[0, 2, 4:8])
     assert torch.equal(merge_heads(heads), x)
+
+
+def test_an_activation_has_the_same_bits_wherever_a_number_stands() -> None:
+    x = random_heads(2000) * 4
+    whole = SiLU()(x)
+    torch.testing.assert_close(whole, torch.nn.functional.silu(x), rtol=1e-6, atol=0)
+    for length in (1, 5, 16, 31, 43, 63):
+        assert torch.equal(torch.cat([SiLU()(part) for part in x.split(length)]), whole)
 
 
 @pytest.mark.parametrize("bias", [True, False])

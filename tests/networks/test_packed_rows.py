@@ -226,7 +226,7 @@ def test_sizes_are_few_whatever_the_rows_hold(known: list[int], room: int) -> No
     assert places % share == 0
     assert places - sum(known) < share
     assert len(known) * shapes.num_tokens(room, room) <= 2 * MOST_LENGTHS * share
-    assert shapes_of("cpu").num_packed(known, room) == sum(known)
+    assert shapes_of("cpu").num_packed(known, room) == max(sum(known), 4)
 
 
 def test_a_run_says_so_in_its_record(gpu: Gpu, run: Command, judge: Judge) -> None:
