@@ -140,11 +140,8 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 @with_options(
     queries=argument("Samples to find neighbours for, or - to read their folder from stdin.", "DIR"),
     among=option("Folder of the samples that may be found.", "DIR"),
-    by=option(
-        "Features to compare: dinov2_global, clip, ...; embed: what `fourm embed` wrote.",
-        "NAME",
-        show_default="clip",
-    ),
+    by=option("Features to compare: dinov2_global, clip, ...; embed: what `fourm embed` wrote.", "NAME",
+              show_default="clip"),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
     sheet=option(
@@ -152,11 +149,12 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
     ),
     size=_SIZE,
     show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME", show_default="rgb"),
-)
+    pictures=option("Folder with the pictures of the sheet, where those of the features have none.", "DIR"),
+)  # fmt: skip
 def retrieve(
     *, queries: str, among: str, by: str | None = None, count: int = 5, metric: str = "euclidean",
     model: str | None = None, sheet: Path | None = None, size: float | None = None,
-    show: str | None = None, as_json: bool = False,
+    show: str | None = None, pictures: str | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Find the samples of a folder whose features are nearest to those of other samples.
 
@@ -167,7 +165,8 @@ def retrieve(
         fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
         fourm generate "a lake house" --targets tok_clip --out query | fourm retrieve - --among library
-        fourm embed photos --out library && fourm retrieve library --among library --by embed
+        fourm embed photos --out library
+        fourm retrieve library --among library --by embed --sheet found.png --pictures photos
     """
     from fourm.files.writing import check_drawing
     from fourm.hub.files import find_model
@@ -178,8 +177,10 @@ def retrieve(
     library = find_folder(among)
     if sheet is not None:
         check_drawing("sheet", sheet)
-    elif unused := next((name for name, value in (("show", show), ("size", size)) if value is not None), ""):
+    drawing = {"show": show, "size": size, "pictures": pictures}
+    if sheet is None and (unused := next((name for name, value in drawing.items() if value is not None), "")):
         raise UsageError(f"--{unused}: says how --sheet is drawn, and none is asked for")
+    seen = None if pictures is None else find_folder(pictures)
 
     from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
     from fourm.views.saving import save_drawing
@@ -193,7 +194,7 @@ def retrieve(
     own = asked.keys if is_same else ()
     found = dict(zip(asked.keys, nearest(asked.vectors, others, count, metric, own), strict=True))
     if sheet is not None:
-        save_drawing(draw_neighbours(folder, library, registry, show, found), sheet, size)
+        save_drawing(draw_neighbours(seen or folder, seen or library, registry, show, found), sheet, size)
     if as_json:
         print_json(as_rows(found))
     else:

@@ -211,7 +211,8 @@ def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharde
     unit = "prompt" if dataset.input.kind == "texts" else "sample"
     what = sharded.describe(unit) if sharded else counted(len(dataset.samples), unit)
     what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
-    stages = [(one.model.name, ", ".join(one.chain.targets) or "features") for one in requests]
+    features = f"features of {', '.join(request.chain.conditions)}"
+    stages = [(one.model.name, ", ".join(one.chain.targets) or features) for one in requests]
     then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
     return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
 

@@ -80,7 +80,7 @@ def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[s
     conditions = {name: value for name, value in others.items() if name not in SETTINGS}
     if refused := [name for name in settings if SETTINGS[name] in _REFUSED_SETTINGS]:
         raise UsageError(f"`{refused[0]}`: conditions are given by name (rgb=...), targets as `targets`")
-    _check_names(models.base, conditions)
+    _check_names(models.base, conditions, [*ARGUMENTS, *SETTINGS])
     schedule, files = Schedule(own.get("schedule"), **settings).layer, models.base.files
     given = gather_samples(models.base, prompts, conditions, own.get("keys"), own.get("upright", True))
     kept = parse_keep(own.get("keep", {}))
@@ -96,7 +96,7 @@ def plan_features(models: LoadedModels, prompts: Sequence[Any], arguments: Mappi
     own = _checked({name: arguments[name] for name in _OF_FEATURES if arguments.get(name) is not None})
     conditions = {name: value for name, value in arguments.items() if name not in _OF_FEATURES}
     base = models.base
-    _check_names(base, conditions)
+    _check_names(base, conditions, _OF_FEATURES)
     given = gather_samples(base, prompts, conditions, None, own.get("upright", True))
     if not given.names:
         raise UsageError(f"nothing is given; model '{base.files.name}' reads {', '.join(base.files.reads)}")
@@ -115,14 +115,14 @@ def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any]) -> None:
-    """Refuse arguments that are nothing: neither a modality nor a setting, with the nearest of both."""
+def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Refuse arguments that are no modality, with the nearest of these and of the other arguments."""
     registry = loaded.files.registry
     rows = list(registry.rows.values())
     known = {name for row in rows for name in (row.name, row.key, *row.value_names)}
     for name in conditions:
         if name not in known:
-            near = near_match(name, [*ARGUMENTS, *SETTINGS, *sorted(known)])
+            near = near_match(name, [*others, *sorted(known)])
             raise UsageError(f"'{name}' is neither a modality nor a setting{near}")
 
 

@@ -1,7 +1,7 @@
 """Which features of the encoder are made: of which blocks, of each token or the mean over tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,18 +21,15 @@ class Features:
     layers: tuple[int, ...] = (LAST,)  # encoder blocks, from 0; LAST: the last one, after the encoder's norm
 
 
-def parse_features(pool: str, layers: str | int | Sequence[object], model: ModelFiles) -> Features:
+def parse_features(pool: str, layers: object, model: ModelFiles) -> Features:
     """The features that are asked for. UsageError: there is no such pooling, or the model no such block.
 
-    layers: "last", numbers of blocks, or a list of such, as one text too: "0,5,last".
+    layers: "last", the number of a block, or several: a list or an array of such, or a text: "0,5,last".
     """
     check_choice("pool", pool, POOLS)
-    if isinstance(layers, str):
-        words: Sequence[object] = re.split(r"[,\s]+", layers.strip())
-    else:
-        words = [layers] if isinstance(layers, int) else [*layers]
+    words = re.split(r"[,\s]+", layers.strip()) if isinstance(layers, str) else layers
     depth, found = num_blocks(model), list[int]()
-    for word in words:
+    for word in words if isinstance(words, Iterable) else [words]:
         text = str(word)
         number = LAST if text == LAST_NAME else int(text) if re.fullmatch("[0-9]{1,4}", text) else None
         if number is None or number >= depth or isinstance(word, bool):

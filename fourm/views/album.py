@@ -182,7 +182,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
     """
     runs, named = open_runs(root), None if model is None else find_model(model).registry
     if all(run.record.stage == FEATURES for run in runs):
-        ways = "`fourm retrieve --by embed` finds neighbours among them, `numpy.load` reads one"
+        ways = "`by=embed` of `fourm retrieve` finds neighbours among them, `numpy.load` reads one"
         raise UsageError(f"{root}: holds features of the encoder, which are no pictures; {ways}")
     entries, problems = list[Entry](), list[str]()
     for run in runs:

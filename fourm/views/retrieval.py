@@ -97,7 +97,7 @@ def nearest(
     check_choice("metric", metric, METRICS)
     if queries.shape[1] != among.vectors.shape[1]:
         counts = f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}"
-        raise UsageError(f"{counts}: they come from different models")
+        raise UsageError(f"{counts}: they come from different models or layers")
     order = sorted(range(len(among.keys)), key=lambda i: among.keys[i])
     rows, vectors, found = queries.astype(np.float64), among.vectors[order].astype(np.float64), []
     if metric == "cosine":
@@ -126,14 +126,16 @@ def draw_neighbours(
 ) -> Image.Image:
     """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name.
 
-    name: None for pictures, where there are some. UsageError: there are no values of this name.
+    queries, among: folders that hold these. name: None for pictures. UsageError: there are no such values.
     """
     seen = [row for row in registry.rows.values() if row.kind in (Kind.GRID, Kind.PIXELS)]
     row = _named_row("show", name or "rgb", seen, "is no folder of pictures or maps")
     shown = _files(among, row.folder)
-    if not shown and name is not None:
-        raise UsageError(f"`show={name}`: {among} holds no {row.folder}")
-    keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
+    near_ones = dict.fromkeys(one.key for near in found.values() for one in near)
+    if near_ones and not shown:
+        advice = f"holds no {row.folder}; `pictures` names a folder that does"
+        raise UsageError(f"`show={name or row.folder}`: {among} {advice}")
+    keys = [key for key in near_ones if key in shown]
     codec = build_codec(row)
     values: list[Any] = [reader_for(row).read(shown[key]) for key in keys]
     made = [codec.picture(x) for x in values]

@@ -52,15 +52,16 @@ def made(out: str) -> dict[str, bytes]:
 def test_features_do_not_depend_on_batches_and_processes(embed: Run, data: Path) -> None:
     code, out, err = embed(data, *BOTH, "--out", "alone", "--batch-size", 1)
     assert (code, out) == (0, "alone\n"), err
-    assert "5 samples -> features" in err
+    assert "5 samples -> features of caption, rgb@64" in err
     assert "5 samples embedded" in err
     assert sorted(made("alone")) == [f"features/f/s{number}.npy" for number in range(5)]
     assert {(x.dtype.name, x.shape) for x in features("alone").values()} == {("float32", (1, 32))}
     assert len({x.tobytes() for x in features("alone").values()}) == 5
-    assert embed(data, *BOTH, "--out", "together", "--batch-size", 4)[0] == 0
+    for size in (3, 8):
+        assert embed(data, *BOTH, "--out", f"by-{size}", "--batch-size", size)[0] == 0
     for rank in (1, 0):
         assert embed(data, *BOTH, "--out", "divided", "--shard", f"{rank}/2")[0] == 0
-    assert made("alone") == made("together") == made("divided")
+    assert made("alone") == made("by-3") == made("by-8") == made("divided")
 
 
 def test_every_token_and_chosen_layers(embed: Run, data: Path) -> None:
@@ -110,7 +111,7 @@ def test_shards_hold_the_features_of_files(embed: Run, run: Run, data: Path, for
     wanted = features("files")
     assert features("out").keys() == wanted.keys()
     assert all((value == wanted[key]).all() for key, value in features("out").items())
-    (marker, *_) = sorted(Path("out/done").iterdir())
+    (marker, *_) = sorted(Path("out/done").rglob("*.json"))
     marker.unlink()
     code, _, err = embed(*shards, "--resume")
     assert (code, "2 samples embedded, 3 already complete" in err) == (0, True), err
@@ -155,12 +156,14 @@ def test_nearest_neighbours_are_those_of_the_features(embed: Run, run: Run, data
     assert (code, "float32 of shape (3,) is not layers x width" in err) == (2, True), err
 
 
-def test_a_folder_of_features_is_not_drawn_repeated_or_made_finer(embed: Run, run: Run, data: Path) -> None:
+def test_a_folder_of_features_is_not_drawn_repeated_or_read_as_conditions(
+    embed: Run, run: Run, data: Path
+) -> None:
     assert embed(data, "--cond", "rgb", "--out", "out")[0] == 0
     for words, why in (
         (("plot", "out"), "holds features of the encoder"),
         (("generate", "--replay", "out/run.json"), "is the record of `fourm embed`"),
-        (("sr", "out"), ""),
+        (("generate", "--data", "out", "--cond", "rgb", "--targets", "tok_clip"), "no folder 'rgb'"),
     ):
         code, _, err = run(*words)
         assert (code, why in err) == (2, True), err
@@ -193,19 +196,27 @@ def test_a_program_gets_the_features_of_files(embed: Run, tiny: Path, data: Path
         found = model.embed(rgb=pictures, caption=[*CAPTIONS], layers=[0, "last"])
         assert isinstance(found, list)
         assert all((value == wanted[f"f/s{number}"]).all() for number, value in enumerate(found))
-        alone = model.embed(CAPTIONS[2], rgb=pictures[2], layers="0,last")
-        assert isinstance(alone, np.ndarray)
-        assert (alone == wanted["f/s2"]).all()
-        tokens = model.embed("a circle", pool="tokens")
-        assert isinstance(tokens, np.ndarray)
-        assert tokens.shape[::2] == (1, 32)
-        for given, why in (
-            ({}, "nothing is given"),
-            ({"layers": 7, "caption": "a"}, "no encoder block"),
-            ({"pool": "max", "caption": "a"}, "`pool`"),
-            ({"capton": "a"}, "did you mean 'caption'"),
+        for alone in (
+            model.embed(CAPTIONS[2], rgb=pictures[2], layers="0,last"),
+            model.embed(rgb=pictures[2], caption=CAPTIONS[2], layers=(np.int64(0), "last")),
         ):
+            assert (np.asarray(alone) == wanted["f/s2"]).all()
+        assert np.shape(model.embed("a circle", pool="tokens", layers=1)) == (1, 3, 32)
+        for arguments, why in (
+            ({}, "nothing is given"),
+            ({"layers": 7}, "`layers`: .* has no encoder block 7; give 0 to 1, or last"),
+            ({"layers": -1}, "no encoder block -1"),
+            ({"layers": 1.0}, "no encoder block 1.0"),
+            ({"layers": True}, "no encoder block True"),
+            ({"layers": ()}, "names no encoder block"),
+            ({"layers": [0, "0"]}, "0 is given twice"),
+            ({"pool": "max"}, "`pool`: 'max' is not one of mean, tokens"),
+            ({"capton": "a"}, "did you mean 'caption'"),
+            ({"targets": "rgb"}, "'targets' is neither a modality nor a setting$"),
+        ):
+            given = {"caption": "a"} if arguments else {}
             with pytest.raises(UsageError, match=why):
-                model.embed(**given)
-        with pytest.raises(SampleError):
-            model.embed(rgb=np.zeros((2, 2), dtype=np.float64))
+                model.embed(**given, **arguments)
+        pictures[1].write_bytes(b"")
+        with pytest.raises(SampleError, match=r"s1: .*is empty"):
+            model.embed(rgb=pictures)

@@ -107,6 +107,9 @@ def test_retrieve_prints_neighbours_and_draws_them(run: Run, tiny: Path, tmp_pat
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]
     sheet = Image.open(tmp_path / "new" / "sheet.png").convert("RGB")
     assert (255, 0, 0) in {color for _, color in sheet.getcolors(1 << 20) or []}
+    (tmp_path / "lib" / "rgb").rename(tmp_path / "rgb")
+    assert run(*words, "--sheet", "apart.png", "--pictures", ".")[0] == 0
+    assert (tmp_path / "apart.png").read_bytes() == (tmp_path / "new" / "sheet.png").read_bytes()
     code, out, _ = run(*words, "--json", "--metric", "cosine")
     (row,) = json.loads(out)
     assert (row["query"], row["neighbours"][0]["key"], len(row["neighbours"])) == ("a/7", "a/007", 3)
@@ -143,7 +146,11 @@ def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> N
         (("--among", "lib.txt"), "lib.txt: is a file, not a folder"),
         (("--among", "other"), "come from different models"),
         (("--sheet", "x.png", "--show", "depht"), "did you mean 'depth'"),
-        (("--sheet", "x.png", "--show", "depth"), "--show depth: lib holds no depth"),
+        (("--sheet", "x.png", "--show", "depth"), "--show depth: lib holds no depth; --pictures names"),
+        (("--sheet", "x.png"), "--show rgb: lib holds no rgb; --pictures names a folder that does"),
+        (("--sheet", "x.png", "--pictures", "other"), "--show rgb: other holds no rgb"),
+        (("--sheet", "x.png", "--pictures", "nowhere"), "nowhere: no such folder"),
+        (("--pictures", "lib"), "--pictures: says how --sheet is drawn, and none is asked for"),
         (("--show", "depth"), "--show: says how --sheet is drawn, and none is asked for"),
         (("--size", "5"), "--size: says how --sheet is drawn, and none is asked for"),
     ],
