@@ -30,7 +30,8 @@ from demo.world import (
     straighten,
     vary,
 )
-from fourm.measures.measure import Pair, Settings, psnr
+from fourm.measures.measure import Pair, Settings
+from fourm.measures.pictures import psnr
 
 USUAL = "--cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5"
 

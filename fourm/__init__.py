@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from fourm.api.results import Result
     from fourm.api.schedule import Schedule
     from fourm.errors import FourMError
+    from fourm.evaluation.folder import evaluate
     from fourm.inputs.request import Request
-    from fourm.measures.folder import evaluate
 
 __version__ = "0.1.0"
 # Intel's matrix kernels read this variable when torch is imported: with this value they choose the same order
@@ -52,7 +52,7 @@ _PUBLIC = {
     "api.schedule": "Schedule",
     "errors": "FourMError",
     "inputs.request": "Request",
-    "measures.folder": "evaluate",
+    "evaluation.folder": "evaluate",
 }
 _names, _get = import_when_used(__name__, _PUBLIC)
 __all__ = [

@@ -14,7 +14,7 @@ from fourm_cli.console import Screen, counted, note, print_json, print_table
 from fourm_cli.options import list_of, option, parse_device, parse_folder, with_options
 
 if TYPE_CHECKING:
-    from fourm.measures.evaluation import Evaluation
+    from fourm.evaluation.results import Evaluation
 
 SHOWN = 20  # problems that get a line of their own; all are in eval.json
 
@@ -51,8 +51,8 @@ def evaluate(
         fourm eval out --against data --json | jq '.results[0].value'
         for i in 0 1 2; do fourm eval out --against data --shard $i/3 & done; wait
     """
+    from fourm.evaluation.folder import Asked, measure_folder
     from fourm.inputs.world import parse_world
-    from fourm.measures.folder import Asked, measure_folder
 
     root = parse_folder(folder, sys.stdin.buffer)
     if out is None and as_addresses(str(root)) != str(root):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms before it.
 ROOMS = (
     "files", "data", "modalities", "hub", "schedule", "output", "checks", "sources", "networks", "decoding",
-    "codecs", "inputs", "results", "runs", "batch", "measures", "views", "api",
+    "codecs", "inputs", "results", "runs", "batch", "measures", "evaluation", "views", "api",
 )  # fmt: skip
 WITHOUT_TORCH = ROOMS[: ROOMS.index("networks")]
 MAX_LINES = 500

@@ -4,10 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "evaluation": "Evaluation Number intervals",
-    "folder": "Asked measure_folder",
     "measure": "MeanOf Measure Pair Row Settings Value mean_of one_by_one",
-    "pairs": "Pairs find_row list_pairs rows_of",
-    "tables": "MEASURES build_measure",
+    "tables": "MEASURES MeasureRow Sort build_measure measures_for sort_of source_of",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
@@ -98,6 +99,16 @@ MEASURES: Mapping[str, MeasureRow] = {
     )
 }  # fmt: skip
 
+# Settings of measures as eval.json has them: constants of their files.
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "ssim": {"window": "WINDOW", "sigma": "SIGMA"},
+    "fid": {"side": "SIDE", "features": "FEATURES"},
+    "inception_score": {"side": "SIDE", "splits": "SPLITS"},
+    "clip_score": {"side": "SIDE", "caption_tokens": "CAPTION_TOKENS"},
+    "edges": {"tolerance": "_TOLERANCE", "true_from": "_EDGE_FROM"},
+    "cider": {"words": "MAX_GRAM"},
+}
+
 
 def sort_of(row: Modality, form: str) -> Sort | None:
     """The sort of what a place holds; None for what has no measures. form: of the place, `value` or `ids`."""
@@ -125,3 +136,11 @@ def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
     file, _, name = row.function.partition(":")
     build: Callable[[Settings], Measure] = getattr(import_module(f"fourm.measures.{file}"), name)
     return build(settings)
+
+
+def source_of(row: MeasureRow) -> dict[str, object]:
+    """Where a measure is defined, its settings, and the version of the package that it uses."""
+    file = import_module(f"fourm.measures.{row.function.partition(':')[0]}")
+    settings = {name: getattr(file, constant) for name, constant in SETTINGS.get(row.name, {}).items()}
+    package = {"package": f"{row.package} {version(row.package)}"} if row.package else {}
+    return {"source": row.source, **settings, **package}

@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -35,7 +35,22 @@ from fourm.files.writing import (
 from fourm.output import processes
 from fourm.output.markers import remove_shards, settings_digest
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
-from fourm.output.record import DONE, FRAMES, NEXT, NOT_COMPARED, RUN, SAMPLES, SR_RUN, RunRecord, format_run
+from fourm.output.record import (
+    DONE,
+    EVAL,
+    EVAL_CSV,
+    EVAL_DRAWINGS,
+    EVAL_JSON,
+    EVAL_SHARES,
+    FRAMES,
+    NEXT,
+    NOT_COMPARED,
+    RUN,
+    SAMPLES,
+    SR_RUN,
+    RunRecord,
+    format_run,
+)
 from fourm.output.samples import Run, load_run
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
@@ -241,6 +256,17 @@ def withdraw_output(process: Process, record: str) -> bool:
     return True
 
 
+def remove_measures(out: Path, below: Sequence[str] = (*EVAL_SHARES, *EVAL_DRAWINGS)) -> None:
+    """Delete what `fourm eval` found. below: patterns of files in its folder."""
+    found = [out / EVAL_JSON, out / EVAL_CSV]  # in this order: without the first the others are no result
+    if not (out / EVAL).is_symlink():
+        found += [path for pattern in below for path in (out / EVAL).glob(pattern)]
+    for path in found:
+        if path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
+    remove_empty([out / EVAL])
+
+
 def check_names(out: Path) -> None:
     """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
     check_partial(out)
@@ -349,6 +375,7 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     if following:  # before anything is deleted, so that --resume can go on with it
         write_text(out, out / NEXT[name], following)
+    remove_measures(out)  # they are of what is deleted now
     for sharded in runs:
         if sharded.record.is_sharded:
             remove_shards(out, sharded.file)

@@ -23,8 +23,9 @@ SR_RUN = "run.sr.json"  # record of super-resolution in the folder of the run th
 PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
 # The new record while --overwrite deletes the old run; then it is renamed to replace the old record.
 NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
-# Results of `fourm eval`: of all samples, of each; and the folder of what its processes collect and draw.
+# Results of `fourm eval`: of all samples, of each; the folder of what its processes collect and draw.
 EVAL_JSON, EVAL_CSV, EVAL = "eval.json", "eval.csv", "eval"
+EVAL_SHARES, EVAL_DRAWINGS = ("[0-9]*-of-[0-9]*.npz",), ("histograms.png", "worst-*.png")  # patterns in it
 # Where the samples of a run are recorded, NNNNN.jsonl for each thousand of them.
 SAMPLES = {RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra")}
 # Where the square of each sample lies in its picture. Not among the places of records, so that folders of

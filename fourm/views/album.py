@@ -13,8 +13,8 @@ from fourm.codecs.texts import STRUCTURED, in_square, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key, Place, Sample, parse_key
 from fourm.errors import SampleError, UsageError, as_addresses, printable
+from fourm.evaluation.pairs import find_row, rows_of
 from fourm.hub.files import find_model
-from fourm.measures.pairs import find_row, rows_of
 from fourm.modalities.registry import Kind, Modality
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import FEATURES, FRAMES, SR

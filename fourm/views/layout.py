@@ -108,6 +108,15 @@ def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Ima
     return sheet
 
 
+def beside(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Blocks side by side on white paper."""
+    lefts = list(accumulate((block.width for block in blocks), initial=0))
+    sheet = Image.new("RGB", (lefts[-1], max(block.height for block in blocks)), PAPER)
+    for block, left in zip(blocks, lefts, strict=False):
+        sheet.paste(block, (left, 0))
+    return sheet
+
+
 def number_text(value: float) -> str:
     """Three digits of a small number, all digits of a large one before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -16,8 +16,8 @@ from fourm.codecs.images import GridCodec
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Frame, Key, Place
 from fourm.errors import FourMError, UsageError
+from fourm.evaluation.pairs import find_row, rows_of
 from fourm.hub.files import find_model
-from fourm.measures.pairs import find_row, rows_of
 from fourm.modalities.figures import Person, cut_people, people_to_json
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES

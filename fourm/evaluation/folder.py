@@ -8,21 +8,26 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from fourm import __version__
 from fourm.data.layout import parse_key
 from fourm.errors import MissingError, SampleError, UsageError, near_match
+from fourm.evaluation.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
+from fourm.evaluation.results import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
+from fourm.evaluation.shares import Share, path_of_share, read_share, recorded_measures, write_share
 from fourm.files.opening import path_text
 from fourm.files.writing import make_all, remove_leftovers, write_text
 from fourm.hub.cache import find_measure
+from fourm.hub.files import weights_of
 from fourm.inputs.world import World, parse_world
-from fourm.measures.evaluation import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
 from fourm.measures.measure import Measure, Pair, Row, Settings
-from fourm.measures.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
-from fourm.measures.shares import Share, read_share, write_share
-from fourm.measures.tables import MEASURES, MeasureRow, build_measure, measures_for
-from fourm.output.record import EVAL, EVAL_CSV, EVAL_JSON
+from fourm.measures.tables import MEASURES, MeasureRow, build_measure, measures_for, source_of
+from fourm.output.joining import remove_measures
+from fourm.output.processes import remove_empty, sha256_of_file
+from fourm.output.record import EVAL, EVAL_CSV, EVAL_DRAWINGS, EVAL_JSON
 
 GROUP, GROUP_BYTES = (
     32,
@@ -108,73 +113,85 @@ def measure_folder(
 ) -> Evaluation | None:
     """Measure the share of this process, and merge all shares if they are there; None if not.
 
-    seen: is told how many pairs were measured since the last call. only_merge: nothing is measured;
-    UsageError if a share is not there.
+    seen: is told how many pairs were measured since the last call. only_merge: nothing is measured, and no
+    network is needed; UsageError if a share is not there.
     """
-    tasks, notes = plan(asked, only_merge)
-    make_all(asked.folder)
-    settings, rows = settings_of(asked, tasks), Rows()
+    folder, world, rows = asked.folder, asked.world, Rows()
+    tasks, notes = plan(asked, recorded_measures(folder, world.size) if only_merge else None)
+    settings, sources = settings_of(asked, tasks), dict[str, object]()
     try:
-        for task in () if only_merge else tasks:
-            task.measure(rows, seen)
-        if asked.world.size > 1:
+        if not only_merge:
+            make_all(folder)
+            path_of_share(folder, world).unlink(missing_ok=True)  # no other process merges an old one
+            for task in tasks:
+                task.measure(rows, seen)
+            sources = _sources(tasks)
+        if world.size > 1:
             if not only_merge:
-                write_share(asked.folder, asked.world, settings, _share_of(tasks, rows))
-            others = [rank for rank in range(asked.world.size) if only_merge or rank != asked.world.rank]
-            shares = [read_share(asked.folder, replace(asked.world, rank=rank), settings) for rank in others]
-            if lacking := [rank for rank, share in zip(others, shares, strict=True) if share is None]:
-                if not only_merge:
-                    return None
+                write_share(folder, world, settings, _share_of(tasks, rows, sources))
+            lacking = list[int]()
+            for rank in (rank for rank in range(world.size) if only_merge or rank != world.rank):
+                if (share := read_share(folder, replace(world, rank=rank), settings)) is None:
+                    lacking.append(rank)
+                elif not lacking:
+                    _merge(tasks, rows, share)
+                    sources = sources or dict(share.sources)
+            if lacking and only_merge:
                 which = ", ".join(map(str, lacking[:8])) + (", ..." if len(lacking) > 8 else "")
-                raise UsageError(f"{asked.folder / EVAL}: no share {which} of these settings is there")
-            for share in shares:
-                _merge(tasks, rows, share)
-        found = _result(asked, tasks, rows, notes, settings)
-        write_text(asked.folder, asked.folder / EVAL_CSV, found.to_csv())
-        write_text(asked.folder, asked.folder / EVAL_JSON, json.dumps(found.to_json(), indent=2) + "\n")
+                raise UsageError(f"{folder / EVAL}: no share {which} of these settings is there")
+            if lacking:
+                return None
+        found = _result(asked, tasks, rows, notes, {**settings, "sources": sources})
+        # The first file is deleted first and written last: nobody sees results of which half is old.
+        remove_measures(folder, EVAL_DRAWINGS)
+        write_text(folder, folder / EVAL_CSV, found.to_csv())
+        write_text(folder, folder / EVAL_JSON, json.dumps(found.to_json(), indent=2) + "\n")
+        for rank in range(world.size):  # they are merged
+            path_of_share(folder, replace(world, rank=rank)).unlink(missing_ok=True)
+        remove_empty([folder / EVAL])
         return found
     finally:
-        remove_leftovers(asked.folder)
+        remove_leftovers(folder)
 
 
-def plan(asked: Asked, only_merge: bool = False) -> tuple[list[Task], list[str]]:
+def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> tuple[list[Task], list[str]]:
     """What is measured of what, and notes on what is not. Reads no values; imports torch for networks only.
 
-    only_merge: networks need not be here. UsageError: an unknown measure, or one that fits nothing in the
-    folder; MissingError: what one needs that was asked for by name is not here.
+    recorded: the measures of each modality that processes have taken, which are only merged. UsageError: an
+    unknown measure, or one that fits nothing in the folder; MissingError: what one needs that was asked for
+    by name is not here.
     """
     for name in asked.measures:
         if name not in MEASURES:
             near = near_match(name, MEASURES) or f"; there are {', '.join(MEASURES)}"
             raise UsageError(f"`measures`: there is no measure '{name}'{near}")
-    tasks, notes, missing = list[Task](), list[str](), dict[str, list[str]]()
+    tasks, alone, missing = list[Task](), list[str](), dict[str, MeasureRow]()
     for pairs in list_pairs(asked.root, asked.against, asked.world, asked.model):
         held, built = pairs.held, dict[str, Measure]()
-        for row in measures_for(held.sort, pairs.partner is not None, pairs.captions is not None):
-            if asked.measures and row.name not in asked.measures:
-                continue
+        fit = measures_for(held.sort, pairs.partner is not None, pairs.captions is not None)
+        names = asked.measures or MEASURES if recorded is None else recorded.get(held.name, ())
+        for row in (row for row in fit if row.name in names):
             try:
-                built[row.name] = build_measure(row, _settings_for(row, pairs, asked, only_merge))
-            except MissingError as error:
+                built[row.name] = build_measure(row, _settings_for(row, pairs, asked, recorded is None))
+            except MissingError:
                 if asked.measures:
                     raise
-                missing.setdefault(str(error), []).append(row.name)
+                missing[row.name] = row
         if built:
             if not any(MEASURES[name].needs_caption for name in built):
                 pairs = replace(pairs, captions=None)
             tasks.append(Task(pairs, built))
         if asked.against is not None and pairs.partner is None:
-            notes.append(f"{held.name}: {asked.against} has nothing to compare it with")
-    notes += [f"not measured: {', '.join(dict.fromkeys(names))} ({why})" for why, names in missing.items()]
+            alone.append(held.name)
     done = {name for task in tasks for name in task.measures}
     if unused := [name for name in asked.measures if name not in done]:
         what = _why_unused(MEASURES[unused[0]], asked)
         raise UsageError(f"`measures`: {unused[0]} {what}")
     if not tasks:
-        where = f"{asked.root} and {asked.against} have no values that a measure compares"
-        alone = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
-        raise UsageError(alone if asked.against is None else where)
-    return tasks, notes
+        both = f"{asked.root} and {asked.against} have no values that a measure compares"
+        one = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
+        raise UsageError(one if asked.against is None else both)
+    return tasks, [*_notes(asked, alone, missing.values())]
 
 
 def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
@@ -189,16 +206,28 @@ def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _share_of(tasks: Sequence[Task], rows: Rows) -> Share:
+def _sources(tasks: Sequence[Task]) -> dict[str, object]:
+    """Of each measure, what its numbers depend on: where it is defined, settings, network, packages."""
+    found = dict[str, object]()
+    for name in dict.fromkeys(name for task in tasks for name in task.measures):
+        row = MEASURES[name]
+        network = {}
+        if row.weights:
+            checksum = sha256_of_file(weights_of(find_measure(row.weights)))
+            network = {"weights": row.weights, "sha256": checksum, "torch": version("torch")}
+        found[name] = {**source_of(row), **network}
+    return found
+
+
+def _share_of(tasks: Sequence[Task], rows: Rows, sources: Mapping[str, object]) -> Share:
     """What this process has found."""
     states = {(task.name, name): one.state() for task in tasks for name, one in task.measures.items()}
     problems = [one for task in tasks for one in task.pairs.problems]
-    return Share(rows, {task.name: task.pairs.counts for task in tasks}, problems, states)
+    return Share(rows, {task.name: task.pairs.counts for task in tasks}, problems, states, sources)
 
 
-def _merge(tasks: Sequence[Task], rows: Rows, share: Share | None) -> None:
+def _merge(tasks: Sequence[Task], rows: Rows, share: Share) -> None:
     """Add what another process has found."""
-    assert share is not None
     for sample, row in share.rows.items():
         rows.setdefault(sample, {}).update(row)
     for task in tasks:
@@ -250,10 +279,12 @@ def _suits(pair: Pair, row: MeasureRow) -> bool:
     )
 
 
-def _settings_for(row: MeasureRow, pairs: Pairs, asked: Asked, only_merge: bool) -> Settings:
+def _settings_for(row: MeasureRow, pairs: Pairs, asked: Asked, is_measured: bool) -> Settings:
     """The settings of a measure; MissingError: its network is not here."""
     modality = pairs.held.row
-    if not row.weights or only_merge:
+    if not is_measured:
+        return Settings(modality, weights=Path(row.weights), metric_depth=asked.metric_depth)
+    if not row.weights:
         return Settings(modality, metric_depth=asked.metric_depth)
     weights = find_measure(row.weights)
     from fourm.runs.device import choose_device  # imports torch, which networks alone need
@@ -272,6 +303,20 @@ def _grouped(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
             group, size = [], 0
     if group:
         yield group
+
+
+def _notes(asked: Asked, alone: Sequence[str], missing: Iterable[MeasureRow]) -> Iterator[str]:
+    """What is not measured, and why. missing: measures whose package or network is not here."""
+    if alone:
+        yield f"{', '.join(alone)}: {asked.against} has nothing to compare with"
+    packages = [row for row in missing if row.package and find_spec(row.package) is None]
+    networks = [row for row in missing if row not in packages]
+    if packages:
+        names = ", ".join(row.name for row in packages)
+        yield f"not measured: {names}; `pip install 'fourm[eval]'` installs what they need"
+    if networks:
+        names, weights = ", ".join(row.name for row in networks), {row.weights: None for row in networks}
+        yield f"not measured: {names}; `fourm download {' '.join(weights)}` fetches their networks"
 
 
 def _why_unused(row: MeasureRow, asked: Asked) -> str:

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from fourm.errors import UsageError, near_match
+from fourm.evaluation.pairs import Counts, Pairs, Problem
 from fourm.measures.measure import Value
-from fourm.measures.pairs import Counts, Pairs, Problem
 from fourm.measures.tables import MEASURES
 
 RESAMPLES, LEVEL, SEED = 1000, 0.95, 0  # of the bootstrap

@@ -6,19 +6,24 @@ import math
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import stats
 
 import fourm
 from fourm.checks.verify import verify_folder
 from fourm.data.layout import Sample, number_keys
 from fourm.errors import UsageError
+from fourm.evaluation.folder import Asked, measure_folder, plan, settings_of
+from fourm.evaluation.pairs import Counts
+from fourm.evaluation.results import intervals
+from fourm.evaluation.shares import Share, write_share
 from fourm.inputs.world import World
-from fourm.measures.evaluation import intervals
-from fourm.measures.folder import Asked, measure_folder
 from fourm.output.samples import load_run
 from fourm.views import measures
 from tests.folders import RGB, noise, put, write_record
@@ -75,21 +80,28 @@ def test_three_processes_find_what_one_finds(tmp_path: Path, variations: int) ->
     table = (root / "eval.csv").read_text()
     (root / "eval.json").unlink()
     ask = [Asked(root, asked.against, asked.measures, world=World(rank, 3)) for rank in (2, 0, 1)]
-    assert [measure_folder(one) is None for one in ask] == [True, True, False]
-    for _ in range(2):
+    assert [measure_folder(one) is None for one in ask[:2]] == [True, True]
+    saved = [(path, path.read_bytes()) for path in sorted((root / "eval").iterdir())]
+    assert [path.name for path, _ in saved] == ["00000-of-00003.npz", "00002-of-00003.npz"]
+    for _ in range(2):  # the second time as if the last process had been killed while it merged
+        assert measure_folder(ask[2]) is not None
         said = json.loads((root / "eval.json").read_text())
         for one, other in zip(alone.to_json()["results"], said["results"], strict=True):  # type: ignore[call-overload]
             assert one.keys() == other.keys()
             for name, number in one.items():
                 assert other[name] == (pytest.approx(number, abs=1e-9) if name == "value" else number)
         assert (root / "eval.csv").read_text() == table
-        (root / "eval.json").unlink()
-        assert measure_folder(ask[0], only_merge=True) is not None  # once more
+        assert not (root / "eval").exists()  # what was merged is not merged again with something newer
+        (root / "eval").mkdir()
+        for path, data in saved:
+            path.write_bytes(data)
 
 
 def test_a_share_of_other_settings_or_that_is_damaged_is_not_merged(tmp_path: Path) -> None:
     root = noisy(tmp_path / "run", tmp_path / "data")
     first, second = (Asked(root, str(tmp_path / "data"), ("psnr",), world=World(i, 2)) for i in (0, 1))
+    with pytest.raises(UsageError, match="eval: no share of 2 is there"):
+        measure_folder(first, only_merge=True)
     assert measure_folder(Asked(root, str(root), ("psnr",), world=World(0, 2))) is None
     assert measure_folder(second) is None
     with pytest.raises(UsageError, match="no share 0 of these settings"):
@@ -100,16 +112,28 @@ def test_a_share_of_other_settings_or_that_is_damaged_is_not_merged(tmp_path: Pa
     assert measure_folder(second) is not None  # wrote it anew
 
 
-def test_intervals_are_percentiles_of_means_of_samples() -> None:
-    numbers = np.random.default_rng(3).normal(5, 2, 400)
+def test_intervals_are_those_of_scipy() -> None:
+    numbers = np.random.default_rng(3).gamma(2, size=150)
     rows: Any = {(f"{at:03d}", None): {"a": float(one)} for at, one in enumerate(numbers)}
-    low, high = intervals(rows, ["a"])["a"]
-    width = 1.96 * numbers.std() / math.sqrt(len(numbers))
-    assert low == pytest.approx(numbers.mean() - width, abs=0.05)
-    assert high == pytest.approx(numbers.mean() + width, abs=0.05)
-    constant: Any = {(str(at), None): {"a": 3.0, "b": math.nan} for at in range(9)}
+    rows["others", None] = {"b": 1.0, "a": math.inf}
+    expected = stats.bootstrap(
+        (numbers,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert intervals(rows, ["a"])["a"] == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_intervals_use_no_global_random_numbers() -> None:
+    rows: Any = {(str(at), None): {"a": float(at)} for at in range(9)}
+    np.random.seed(5)
+    state = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    assert intervals(rows, ["a"]) == intervals(rows, ["a"])
+    assert np.random.get_state()[1].tolist() == state  # type: ignore[index, union-attr]
+
+
+def test_intervals_need_two_samples() -> None:
+    constant: Any = {(str(at), None): {"a": 3.0} for at in range(9)}
     assert intervals(constant, ["a", "b"]) == {"a": (3, 3)}
-    assert intervals({("0", None): {"a": 3.0}}, ["a"]) == {}
+    assert intervals({("0", None): {"a": 3.0}, ("0", 1): {"a": 2.0}}, ["a"]) == {}
 
 
 def test_variations_of_a_sample_are_drawn_together() -> None:
@@ -124,7 +148,7 @@ def test_measures_change_nothing_for_verify(tmp_path: Path) -> None:
     make_folder(tmp_path / "shards", "shards")
     for folder in (root, tmp_path / "shards"):
         before = verify_folder(folder).findings
-        for rank in (0, 1):
+        for rank in (0, 1, 0):  # merged, and begun once more
             measure_folder(Asked(folder, str(folder), ("token_share",), world=World(rank, 2)))
         assert {path.name for path in folder.iterdir()} >= {"eval", "eval.json", "eval.csv"}
         assert verify_folder(folder).findings == before
@@ -157,11 +181,52 @@ def test_shares_are_merged_by_the_last_command_or_when_asked(run: Run, tmp_path:
     assert (code, out) == (0, "")
     assert "share 1 of 2 is measured" in err
     assert run(*words, "0/2", "--merge")[0] == 2
-    code, out, _ = run(*words, "0/2")
-    assert code == 0
-    assert run(*words, "0/2", "--merge")[:2] == (0, out)
+    saved = (root / "eval" / "00001-of-00002.npz").read_bytes()
+    code, table, _ = run(*words, "0/2")
+    assert (code, len(table.splitlines())) == (0, 2)
+    (root / "eval").mkdir()
+    (root / "eval" / "00001-of-00002.npz").write_bytes(saved)
+    other = Asked(root, str(tmp_path / "data"), ("psnr",), world=World(0, 2))
+    share = Share({}, {"rgb": Counts()}, [], {}, {})
+    write_share(root, World(0, 2), settings_of(other, plan(other)[0]), share)
+    code, out, _ = run(*words, "0/2", "--merge")
+    assert (code, out.splitlines()[1].split()[-2]) == (0, "2")
     code, _, err = run(*words[:-1], "--merge")
     assert (code, "--shard i/n" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [
+        ([], {"WORLD_SIZE": "2", "RANK": "1"}),
+        (["--shard", "slurm"], {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}),
+        (["--shard", "k8s/2"], {"JOB_COMPLETION_INDEX": "1"}),
+    ],
+)
+def test_launchers_say_which_share(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str]
+) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run("eval", root, "--against", tmp_path / "data", "--measures", "psnr", *words)[:2] == (0, "")
+    assert [path.name for path in (root / "eval").iterdir()] == ["00001-of-00002.npz"]
+
+
+def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing"))
+    asked = Asked(root, str(tmp_path / "data"), ("lpips",))
+    for rank in (0, 1):
+        one = replace(asked, world=World(rank, 2))
+        [task], _ = plan(one, {"rgb": ["lpips"]})
+        task.measures["lpips"].merge([{"lpips": np.array([0.5 + rank])}])
+        states = {("rgb", "lpips"): task.measures["lpips"].state()}
+        share = Share({}, {"rgb": Counts()}, [], states, {"lpips": {"sha256": "ab"}})
+        write_share(root, one.world, settings_of(one, [task]), share)
+    found = measure_folder(one, only_merge=True)
+    assert found is not None
+    assert (found.value("lpips"), found.settings["sources"]) == (1, {"lpips": {"sha256": "ab"}})
 
 
 @pytest.mark.parametrize(
@@ -211,7 +276,7 @@ def test_the_worst_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     root = noisy(tmp_path / "run", tmp_path / "data")
     found, rows = fourm.evaluate(root, tmp_path / "data", measures="psnr"), list[Any]()
     assert found is not None
-    monkeypatch.setattr(measures, "draw_sheet", lambda cells, heads: rows.extend(cells))
+    monkeypatch.setattr(measures, "draw_sheet", lambda cells, _: rows.extend(cells) or Image.new("L", (1, 1)))
     measures.draw_worst(found, found.numbers[0])
     assert [row[0][1].splitlines()[0] for row in rows] == [key.text for key in KEYS[:0:-1]]
 

@@ -17,8 +17,8 @@ from fourm.codecs.maps import cut
 from fourm.data.layout import Crop, Frame, Key, centre_crop
 from fourm.data.shards import FORMATS, Format
 from fourm.errors import UsageError
+from fourm.evaluation.pairs import Pairs, list_pairs
 from fourm.inputs.world import World
-from fourm.measures.pairs import Pairs, list_pairs
 from tests.folders import RGB, noise, put
 from tests.measured import KEYS, dataset, run_folder
 from tests.sharded_folder import IDS, make_folder

@@ -1,7 +1,8 @@
 """What one of several processes has found, in `eval/RANK-of-N.npz`: arrays of numbers, no pickles."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from fourm.codecs.files import read_members
 from fourm.errors import SampleError, UsageError
+from fourm.evaluation.pairs import Counts, Problem
+from fourm.evaluation.results import Rows
 from fourm.files.writing import write_atomic
 from fourm.inputs.world import World
-from fourm.measures.evaluation import Rows
-from fourm.measures.pairs import Counts, Problem
 from fourm.output.record import EVAL
 
 
@@ -26,6 +27,7 @@ class Share:
     counts: Mapping[str, Counts]  # by modality
     problems: Sequence[Problem]
     states: Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]  # by modality and measure
+    sources: Mapping[str, object]  # of measures, as eval.json says them
 
 
 def path_of_share(folder: Path, world: World) -> Path:
@@ -43,7 +45,7 @@ def write_share(folder: Path, world: World, settings: Mapping[str, object], shar
     facts = {
         "settings": settings, "samples": list(share.rows), "columns": columns, "states": parts,
         "counts": {name: asdict(one) for name, one in share.counts.items()},
-        "problems": [asdict(one) for one in share.problems],
+        "problems": [asdict(one) for one in share.problems], "sources": dict(share.sources),
     }  # fmt: skip
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     named: dict[str, Any] = {"facts": text, **{str(number): one for number, one in enumerate(arrays)}}
@@ -58,24 +60,42 @@ def write_share(folder: Path, world: World, settings: Mapping[str, object], shar
 def read_share(folder: Path, world: World, settings: Mapping[str, object]) -> Share | None:
     """What a process has found with these settings; None: nothing yet. UsageError: the file is damaged."""
     path = path_of_share(folder, world)
-    if not path.is_file():
-        return None
-    try:
-        facts = json.loads(read_members(path, "facts")[0].tobytes())
-        if facts["settings"] != json.loads(json.dumps(settings)):
+    with _reading(path):
+        if (facts := _facts_of(path)) is None or facts["settings"] != json.loads(json.dumps(settings)):
             return None
         parts, columns = facts["states"], facts["columns"]
         table, *arrays = read_members(path, *map(str, range(1 + len(parts))))
         samples = [(str(key), variation) for key, variation in facts["samples"]]
-        numbers = table.reshape(len(samples), len(columns)).tolist()
         rows = {
             sample: {name: number for name, number in zip(columns, row, strict=True) if number == number}
-            for sample, row in zip(samples, numbers, strict=True)
+            for sample, row in zip(samples, table.tolist(), strict=True)
         }
         states = dict[tuple[str, str], dict[str, NDArray[Any]]]()
         for (modality, measure, part), array in zip(parts, arrays, strict=True):
             states.setdefault((modality, measure), {})[part] = array
         counts = {name: Counts(**one) for name, one in facts["counts"].items()}
-        return Share(rows, counts, [Problem(**one) for one in facts["problems"]], states)
-    except (SampleError, ValueError, LookupError, TypeError) as error:
+        problems = [Problem(**one) for one in facts["problems"]]
+        return Share(rows, counts, problems, states, facts["sources"])
+
+
+def recorded_measures(folder: Path, size: int) -> Mapping[str, Sequence[str]]:
+    """The measures of each modality that the first of `size` processes took. UsageError: none is there."""
+    for rank in range(size):
+        path = path_of_share(folder, World(rank, size))
+        with _reading(path):
+            if (facts := _facts_of(path)) is not None:
+                return {str(name): [*map(str, each)] for name, each in facts["settings"]["measures"].items()}
+    raise UsageError(f"{folder / EVAL}: no share of {size} is there")
+
+
+def _facts_of(path: Path) -> Any:
+    return json.loads(read_members(path, "facts")[0].tobytes()) if path.is_file() else None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """UsageError: a share is damaged."""
+    try:
+        yield
+    except (SampleError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: is damaged ({error}); delete it, and measure its share again") from error
