@@ -23,6 +23,7 @@ from fourm_cli.options import (
 )
 
 CHOICE = "What to fetch"  # the title of a panel of the help text
+TO_RECORD = "..., as its name says; the first download records the rest"  # of digits of a checksum
 models_app = typer.Typer()
 
 
@@ -96,6 +97,8 @@ def show(*, name: str, as_json: bool = False) -> None:
         "file": str(info.path or "not here"),
         **{f"tokenizer {key}": str(path or f"{part}: not here") for key, (part, path) in tokenizers},
         "text tokenizer": str(info.text_tokenizer or "text-tokenizer: not here") if one.reads else "",
+        **{f"source {n}": f"{url} (sha256 {sha256}{'' if len(sha256) > 8 else TO_RECORD})"
+           for n, (url, sha256) in enumerate(info.sources.items(), 1)},
         "to fetch": f"{size_text(sum(part.num_bytes for part in info.missing))}: {fetch}" if names else "",
     }  # fmt: skip
     print_table(("what", one.name), [(what, text) for what, text in facts.items() if text])

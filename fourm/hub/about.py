@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from fourm.hub import catalogue
-from fourm.hub.cache import find_cached
+from fourm.hub.cache import find_cached, find_pin
 from fourm.hub.catalogue import DEMO, DEMO_SR, TOKENIZERS, Entry, find_entry
 from fourm.hub.files import ModelFiles, find_model, is_unused, missing_parts, weights_of
 from fourm.hub.header import CONFIG_FILE, DTYPES, config_of, read_header
@@ -34,6 +34,8 @@ class ModelInfo:
     text_tokenizer: Path | None = None
     memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the loaded weights
     missing: tuple[Entry, ...] = ()  # what of it is not on this machine and can be fetched
+    # Outside the Hub: by the address of a file its sha256, or the first 8 digits until its first download.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def uses(self, row: Modality) -> tuple[bool, bool]:
         """Whether a modality is read, and whether it is written. A tokenizer does both."""
@@ -55,6 +57,7 @@ class ModelInfo:
         return facts | {
             "memory": dict(self.memory), "config": dict(self.config),
             "fetch": [one.name for one in self.missing],
+            "sources": dict(self.sources),
             "fetch_bytes": sum(one.num_bytes for one in self.missing),
             "text_tokenizer": self.text_tokenizer and str(self.text_tokenizer),
             "tokenizers": {key: {"name": name, "path": path and str(path)}
@@ -91,7 +94,8 @@ def describe(name_or_path: str) -> ModelInfo:
     info = _known_info(entry)
     config = config_of(info.path.parent) if entry.key and info.path else {}
     memory = _memory(entry.num_params) if entry.key else {}
-    return replace(info, config=config, memory=memory, missing=() if info.path else (entry,))
+    return replace(info, config=config, memory=memory, missing=() if info.path else (entry,),
+                   sources=_sources(entry))  # fmt: skip
 
 
 def count_parameters(files: ModelFiles) -> int:
@@ -138,6 +142,12 @@ def _known_info(entry: Entry) -> ModelInfo:
     rows = tuple(row for row in RELEASED.rows.values() if entry.key and row.tokenizer == entry.key)
     writes = entry.writes or tuple(row.name for row in rows)
     return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision, rows)
+
+
+def _sources(entry: Entry) -> dict[str, str]:
+    pin = find_pin(entry.record)
+    known = [file.checksum for file in pin.files] if pin else [one.sha256 for one in entry.sources]
+    return {one.url: sha256 for one, sha256 in zip(entry.sources, known, strict=False)}
 
 
 def _memory(num_loaded: int) -> dict[str, int]:

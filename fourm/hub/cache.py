@@ -16,6 +16,7 @@ from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 MAIN = "main"
 MEASURES = "measures"  # folder of the weights of networks of measures that are not on the Hub
 _FORMAT = 1  # of pins.json
+_OUTSIDE = {entry.record for entry in CATALOGUE.values() if not entry.hub_id}
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
 _SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?|[0-9a-f]{8}")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
@@ -38,14 +39,15 @@ class HubFile:
 class Commit:
     """A repository at one commit; what `pins.json` has of each repository that was downloaded."""
 
-    hub_id: str  # "" outside the Hub, where there is no revision either
-    revision: str  # 40 hexadecimal digits
+    hub_id: str  # outside the Hub `Entry.record`
+    revision: str  # 40 hexadecimal digits; "" outside the Hub
     files: tuple[HubFile, ...]
     repo_type: str = "model"  # or "dataset" or "space"
 
     def __post_init__(self) -> None:
         is_type = self.repo_type in ("model", "dataset", "space")
-        if (self.hub_id and not _SHA1.fullmatch(self.revision)) or not is_type:
+        is_known = not self.revision and self.hub_id in _OUTSIDE
+        if not (is_known or _SHA1.fullmatch(self.revision)) or not is_type:
             raise ValueError(f"no commit of a repository: {self.repo_type} {self.revision!r}")
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is named twice")
@@ -59,12 +61,12 @@ class Commit:
     @property
     def home(self) -> Path:
         """Its folder in the cache, which need not exist."""
-        return repository_folder(self.hub_id, self.repo_type) if self.hub_id else fourm_home()
+        return repository_folder(self.hub_id, self.repo_type) if self.revision else fourm_home()
 
     @property
     def folder(self) -> Path:
         """Its snapshot in the cache: where its files lie."""
-        return self.home / "snapshots" / self.revision if self.hub_id else self.home
+        return self.home / "snapshots" / self.revision if self.revision else self.home
 
 
 def named_entry(text: str) -> Entry | None:

@@ -31,10 +31,9 @@ LICENCES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file outside the Hub."""
+    """A file outside the Hub. Its size is what its server says."""
 
     url: str
-    num_bytes: int
     sha256: str  # or its first 8 digits, where its publisher names no more
 
     @property
@@ -66,7 +65,7 @@ class Entry:
 
     @property
     def record(self) -> str:
-        """The key of the record of its checksums: its Hub id; outside the Hub its name, "" of the text tokenizer."""
+        """The key of the record of its checksums: its Hub id, or name; "" of the text tokenizer."""
         return self.hub_id or (self.name if self.sources else "")
 
     @property
@@ -159,54 +158,23 @@ TOKENIZERS: Mapping[str, Entry] = {
                4 * sizes.total, sizes.total, key=key, sizes=sizes)
     for key, name, repository, title, sizes in _TOKENIZERS
 }  # fmt: skip
-# Networks of measures of quality (`fourm/measures`). The last eight digits of two names are those that the
-# sha256 of the file begins with, as PyTorch names its files.
+# Networks of measures of quality (`fourm/measures`), with addresses and counts as in pytorch-fid 0.3.0
+# (Inception), transformers (CLIP) and torchvision (AlexNet). PyTorch puts the first 8 digits of the sha256
+# into the names of files. The linear layers of LPIPS are in the packages lpips 0.1.4 and torchmetrics, too.
 _MEASURES = (
-    Entry(
-        "inception-fid",
-        "",
-        "measure",
-        "Inception-v3 of FID and Inception score",
-        "Apache-2.0",
-        95_628_359,
-        23_885_392,
-        sources=(
-            Source(
-                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-                "pt_inception-2015-12-05-6726825d.pth",
-                95_628_359,
-                "6726825d",
-            ),
-        ),
-    ),
-    Entry(
-        "clip-vit-large-patch14",
-        "openai/clip-vit-large-patch14",
-        "measure",
-        "CLIP ViT-L/14",
-        "MIT",
-        1_710_466_052,
-        427_616_513,
-    ),
-    Entry(
-        "lpips-alex",
-        "",
-        "measure",
-        "AlexNet and linear layers of LPIPS",
-        "BSD",
-        244_408_911,
-        61_101_992,
-        sources=(
-            Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
-            Source(
-                "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
-                "v0.1/alex.pth",
-                6_009,
-                "0" * 64,
-            ),
-        ),
-    ),  # TODO (issue 15): its checksum; until then it is refused
-)
+    Entry("inception-fid", "", "measure", "Inception-v3 of FID and Inception score", "Apache-2.0",
+          4 * 23_885_392, 23_885_392, sources=(
+              Source("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                     "pt_inception-2015-12-05-6726825d.pth", "6726825d"),)),
+    Entry("clip-vit-large-patch14", "openai/clip-vit-large-patch14", "measure", "CLIP ViT-L/14", "MIT",
+          4 * 427_616_513, 427_616_513),
+    Entry("lpips-alex", "", "measure", "AlexNet and linear layers of LPIPS", "BSD",
+          4 * 61_101_992, 61_101_992, sources=(
+              Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
+              Source("https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/"
+                     "weights/v0.1/alex.pth",
+                     "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"))),
+)  # fmt: skip
 _ENTRIES = (
     *_MODELS, *TOKENIZERS.values(),
     Entry(TEXT_TOKENIZER, "", "text tokenizer", "WordPiece of 30,000 words", "Apache-2.0", 1_451_469,

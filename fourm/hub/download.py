@@ -13,7 +13,7 @@ from fourm.errors import FourMError, MissingError, UsageError, VerificationError
 from fourm.files.writing import make_below, write_alone
 from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
-from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, TEXT_TOKENIZER, Entry, find_entry
+from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, TEXT_TOKENIZER, Entry, Source, find_entry
 from fourm.hub.header import CONFIG_FILE
 from fourm.hub.remote import Address, Advanced, Client, UnreachableError
 
@@ -25,17 +25,6 @@ GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/util
 _SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 _RELEASED_TEXT = CATALOGUE[TEXT_TOKENIZER]
 TEXT = Commit("", "", (HubFile(_RELEASED_TEXT.main_file, _RELEASED_TEXT.num_bytes, _SHA256),))
-# What has its home outside the Hub, by the key of its record.
-OUTSIDE: Mapping[str, Commit] = {
-    "": TEXT,
-    **{
-        entry.record: Commit("", "", tuple(
-            HubFile(f"{cache.MEASURES}/{source.name}", source.num_bytes, source.sha256)
-            for source in entry.sources
-        ))
-        for entry in CATALOGUE.values() if entry.sources
-    },
-}  # fmt: skip
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _ABOUT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -141,17 +130,19 @@ def plan_downloads(wanted: Sequence[Entry], client: Client, is_estimate: bool = 
     remote.check_variables()
     jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for entry in wanted:
-        outside = OUTSIDE.get(entry.record)
-        pin = outside or cache.find_pin(entry.hub_id)
+        pin = TEXT if entry.kind == "text tokenizer" else cache.find_pin(entry.record)
         if pin and entry.revision not in ("", pin.revision):
             pin = None
-        # Of what is outside the Hub, whose checksums are known, there is nothing to ask.
-        if pin and (outside or all(_is_whole(pin.folder / file.name, file) for file in pin.files)):
+        # Of what is outside the Hub and on record there is nothing to ask.
+        if pin and (not pin.revision or all(_is_whole(pin.folder / file.name, file) for file in pin.files)):
             jobs.append(_job(entry, pin))
             continue
         can_estimate = is_estimate and (pin or entry.num_bytes)
         if not away or not can_estimate:
             try:
+                if entry.sources:
+                    jobs.append(_job(entry, _ask_sources(entry, client)))
+                    continue
                 revision = pin.revision if pin else entry.revision
                 found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
                 jobs.append(_job(entry, replace(found, files=_choose(entry, found)), found.home / "blobs"))
@@ -187,11 +178,10 @@ def fetch(job: Download, client: Client) -> Path:
             return job.path
         if entry.sources:
             for file, source in zip(job.files, entry.sources, strict=True):
-                path, address = (
-                    job.folder / file.name,
-                    Address(entry.name, source.url, source.name, sends_token=False),
-                )
-                remote.ensure_file(path, path, file, address, client, job.folder)
+                path, address = job.folder / file.name, _address(entry, source)
+                sha256 = remote.ensure_file(path, path, file, address, client, job.folder)
+                files.append(replace(file, checksum=sha256))
+            _record(Commit(entry.record, "", tuple(files)))
             return job.path
         home, pin = job.folder.parents[1], cache.find_pin(entry.hub_id)
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
@@ -209,9 +199,7 @@ def fetch(job: Download, client: Client) -> Path:
         if job.revision != ref and cache.read_ref(path) != job.revision:
             make_below(home, path.parent)
             write_alone(path, partial(Path.write_text, data=job.revision))  # replaces a link
-        found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
-        if found != pin:  # a cache that is complete may be one that cannot be written
-            cache.write_pin(found)
+        _record(Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type))
         return job.path
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
@@ -224,18 +212,12 @@ def fetch(job: Download, client: Client) -> Path:
 def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...]:
     """Compare what is cached with the record, without a network; None = all that is on record.
 
-    What is outside the Hub has the id `Entry.record`. A damaged file is removed, so that the next download fetches it again.
+    What is outside the Hub has the id `Entry.record`. A damaged file is removed, so that the next download
+    fetches it again.
     """
-    pins = cache.load_pins() | OUTSIDE
+    pins = cache.load_pins() | {"": TEXT}
     if hub_ids is None:
-        hub_ids = [
-            hub_id for hub_id, pin in pins.items() if hub_id not in OUTSIDE and os.path.isdir(pin.folder)
-        ]
-        hub_ids += [
-            key
-            for key, pin in OUTSIDE.items()
-            if any(os.path.exists(pin.folder / one.name) for one in pin.files)
-        ]
+        hub_ids = [hub_id for hub_id, pin in pins.items() if _is_begun(pin)]
     found = list[Verified]()
     for hub_id in hub_ids:
         entry = find_entry(hub_id or TEXT_TOKENIZER)
@@ -270,8 +252,37 @@ def _named(text: str) -> Entry:
     raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
 
 
+def _ask_sources(entry: Entry, client: Client) -> Commit:
+    """The files of an entry outside the Hub, with their sizes and what is known of their checksums."""
+    files = [
+        HubFile(f"{cache.MEASURES}/{one.name}", remote.ask_size(_address(entry, one), client), one.sha256)
+        for one in entry.sources
+    ]
+    return Commit(entry.record, "", tuple(files))
+
+
+def _address(entry: Entry, source: Source) -> Address:
+    return Address(entry.name, source.url, source.name, sends_token=False)
+
+
+def _record(found: Commit) -> None:
+    """Write what was found, unless it is on record: a complete cache may be one that cannot be written."""
+    if found != cache.find_pin(found.hub_id):
+        cache.write_pin(found)
+
+
+def _is_begun(pin: Commit) -> bool:
+    """Whether something of what is on record is here; of a repository, its folder."""
+    here = (os.path.exists(pin.folder / file.name) for file in pin.files)
+    return os.path.isdir(pin.folder) if pin.revision else any(here)
+
+
 def _estimate(entry: Entry) -> Download:
     """What the catalogue knows: the largest file, and whether it is here."""
+    if entry.sources:
+        return Download(
+            entry, "", cache.fourm_home(), (HubFile(entry.name, entry.num_bytes),), {entry.name: 0}
+        )
     here = None if entry.revision else cache.find_cached(entry)
     path, revision = here or (cache.repository_folder(entry.hub_id, entry.repo_type) / entry.main_file, "")
     size = path.stat().st_size if here else entry.num_bytes

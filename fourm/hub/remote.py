@@ -172,6 +172,22 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
         raise UnreachableError(f"{message}; HF_ENDPOINT may be wrong") from error
 
 
+def ask_size(address: Address, client: Client) -> int:
+    """How many bytes a file outside the Hub has, as its server says; errors as `ask_commit`."""
+
+    def ask() -> int:
+        from huggingface_hub import constants
+
+        headers, timeout = {"Accept-Encoding": "identity"}, constants.HF_HUB_ETAG_TIMEOUT
+        # Not HEAD: addresses that a server signs are often for GET only. The body is not read.
+        with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
+            if response.status_code != 200:
+                raise Refused(response)
+            return int(response.headers.get("Content-Length", ""))
+
+    return retry(client, address, ask)
+
+
 def unfinished(target: Path) -> Path:
     """The path that a download is written to until the file is complete."""
     return target.with_name(target.name + UNFINISHED)
