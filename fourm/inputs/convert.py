@@ -41,11 +41,12 @@ _ALLOWED = frozenset({
 # Steps that push their argument on the stack.
 _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "SHORT_BINSTRING", "BINSTRING",
 }  # fmt: skip
 # How many items a step takes off the stack; None: those since the last mark.
 _TAKEN = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
-          "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "BINPERSID": 1}  # fmt: skip
+          "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2, "BUILD": 1,
+          "BINPERSID": 1}  # fmt: skip
 # By the code of a NumPy dtype: its letter for `struct`.
 _FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
             "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
@@ -182,7 +183,7 @@ class Rules:
 
 
 def simulate(pickle: bytes | BinaryIO, rules: Rules) -> object:
-    """What a pickle describes; of an open file only the first one is read. ValueError: it breaks the rules."""
+    """What a pickle describes; of an open file, the next one. ValueError: it breaks the rules."""
     stack = _Stack(rules)
     try:
         for number, (name, argument) in enumerate(_steps(pickle)):

@@ -4,13 +4,14 @@ Of their pickles only what makes tensors is simulated, by the reader of `inputs/
 one at a time, so that a file may be larger than the memory.
 """
 
+import io
 import json
 import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -25,12 +26,13 @@ from fourm.hub.catalogue import find_entry
 from fourm.inputs.convert import Rules, simulate
 
 SUFFIX = ".safetensors"
-MAX_PICKLE = 1 << 28  # bytes: names, shapes and settings; numbers are stored beside it
+MAX_PICKLE = 1 << 26  # bytes: names, shapes and settings; numbers are stored beside it
 # Of storages, by class: the name in safetensors, and bytes of a number.
 _STORAGES = {
     "DoubleStorage": ("F64", 8), "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2),
     "BFloat16Storage": ("BF16", 2), "LongStorage": ("I64", 8), "IntStorage": ("I32", 4),
-    "ShortStorage": ("I16", 2), "CharStorage": ("I8", 1), "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1),
+    "ShortStorage": ("I16", 2), "CharStorage": ("I8", 1), "ByteStorage": ("U8", 1),
+    "BoolStorage": ("BOOL", 1),
 }  # fmt: skip
 _TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 _SETTINGS = ("argparse Namespace", "collections defaultdict")  # of training; made, and left empty
@@ -41,6 +43,7 @@ _ALLOWED = frozenset(
 _WHERE = ("state_dict", "model")  # keys of the weights among what a training program keeps
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # what files of PyTorch before 1.6 begin with
 _HEAD = 8  # bytes of the length of a safetensors header, and of a storage in files before 1.6
+_SHARED = 4  # times the size of a file that its tensors may come to, where they share numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,41 +67,42 @@ class _Tensor:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
+        """How many bytes it holds."""
+        return math.prod(self.shape) * self.storage.num_bytes
 
     @property
     def span(self) -> int:
-        """Numbers from its first to its last, both included."""
-        if not self.size:
-            return 0
-        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        """Numbers of the storage from its first to its last, both included."""
+        steps = ((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        return 1 + sum(steps) if self.size else 0
 
 
-@dataclass(slots=True)
 class _Ignored:
     """Stands for settings of training, which are not converted."""
 
 
+Read = Callable[[str, int, int], bytes]  # bytes of a storage: its key, the first of them, how many
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The tensors of a file, and how to read the bytes of a storage: (key, first byte, count)."""
+    """The tensors of a file, and how to read their numbers."""
 
+    path: Path
     tensors: Mapping[str, _Tensor]
-    read: Callable[[str, int, int], bytes]
+    read: Read
 
-
-@dataclass(slots=True)
-class _Blocks:
-    """Where the storages of an old file lie."""
-
-    file: BinaryIO
-    starts: dict[str, int] = field(default_factory=dict)
-
-    def read(self, key: str, start: int, count: int) -> bytes:
-        """Some bytes of a storage."""
-        self.file.seek(self.starts[key] + start)
-        return self.file.read(count)
+    def bytes_of(self, tensor: _Tensor) -> bytes:
+        """The numbers of a tensor in the order of its axes."""
+        width = tensor.storage.num_bytes
+        with _refusing(self.path):
+            data = self.read(tensor.storage.key, tensor.start * width, tensor.span * width)
+            if len(data) != tensor.span * width:
+                raise ValueError("truncated")
+        if not data:
+            return b""
+        numbers, strides = np.frombuffer(data, f"u{width}"), [stride * width for stride in tensor.strides]
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False).tobytes()
 
 
 def convert_weights(
@@ -108,8 +112,8 @@ def convert_weights(
 
     names: paths, or one name of weights of the catalogue, of which the fetched files are taken.
     out: by default where such weights are looked for, or beside the file. A file that is there stays and is a
-    UsageError, unless `overwrite`. MissingError: a file does not exist; CheckpointError: it holds anything but
-    tensors, or two files hold tensors of the same name.
+    UsageError, unless `overwrite`. MissingError: a file does not exist; CheckpointError: it holds anything
+    but tensors, or two files hold tensors of the same name.
     """
     entry = find_entry(names[0]) if len(names) == 1 and not os.path.exists(names[0]) else None
     is_known = entry is not None and bool(entry.sources)
@@ -125,9 +129,10 @@ def convert_weights(
             raise MissingError(f"{path}: no such file{advice}")
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"`out={target}`: is there already; `overwrite=True` replaces it")
-    with _opened(paths) as files:
+    with ExitStack() as opened:
         found = dict[str, tuple[_File, _Tensor]]()
-        for path, file in zip(paths, files, strict=True):
+        for path in paths:
+            file = opened.enter_context(_opened(path))
             if both := sorted(found.keys() & file.tensors.keys()):
                 raise CheckpointError(f"{path}: tensor '{both[0]}' is in another of these files, too")
             found |= {name: (file, tensor) for name, tensor in file.tensors.items()}
@@ -136,42 +141,31 @@ def convert_weights(
 
 
 @contextmanager
-def _opened(paths: Sequence[Path]) -> Iterator[list[_File]]:
-    """The files with what they hold; a CheckpointError names the one that is not as it should be."""
-    opened, streams = list[_File](), list[BinaryIO]()
+def _opened(path: Path) -> Iterator[_File]:
+    """What a file holds. CheckpointError: it is no file of tensors."""
+    with ExitStack() as stack:
+        with _refusing(path):
+            stream, size = stack.enter_context(open_file(path)), path.stat().st_size
+            tensors, read = (_read_zip if zipfile.is_zipfile(stream) else _read_old)(stream, size)
+            spans = [max(one.size, one.span * one.storage.num_bytes) for one in tensors.values()]
+            if sum(spans) > _SHARED * size:
+                raise ValueError(f"its tensors share numbers, and have more than {_SHARED} times its size")
+        yield _File(path, tensors, read)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Errors of a file that is not as it should be become a CheckpointError that names it."""
     try:
-        for path in paths:
-            try:
-                streams.append(open_file(path))
-                opened.append(_read(streams[-1], path.stat().st_size))
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                zipfile.BadZipFile,
-                NotImplementedError,
-            ) as error:
-                raise CheckpointError(f"{path}: not convertible: {printable(str(error))}") from None
-            except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-        yield opened
-    finally:
-        for stream in streams:
-            stream.close()
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    # Of zipfile: RuntimeError (encrypted), NotImplementedError, EOFError.
+    except (ValueError, TypeError, LookupError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: not convertible: {printable(str(error))}") from None
 
 
-def _read(file: BinaryIO, size: int) -> _File:
-    """What an open file holds. ValueError: it is no file of tensors."""
-    is_zip = file.read(4) == b"PK\3\4"
-    file.seek(0)
-    found = _read_zip(file) if is_zip else _read_old(file, size)
-    if sum(one.size * one.storage.num_bytes for one in found.tensors.values()) > 2 * size:
-        raise ValueError("its tensors share numbers so often that they come to more than twice its size")
-    return found
-
-
-def _read_zip(file: BinaryIO) -> _File:
+def _read_zip(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], Read]:
     """A file of PyTorch 1.6 and later: a zip archive with the pickle and a member for each storage."""
     archive = zipfile.ZipFile(file)
     members = {info.filename: info for info in archive.infolist()}
@@ -196,34 +190,40 @@ def _read_zip(file: BinaryIO) -> _File:
             member.seek(start)
             return member.read(count)
 
-    return _File(tensors, read)
+    return tensors, read
 
 
-def _read_old(file: BinaryIO, size: int) -> _File:
+def _read_old(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], Read]:
     """A file of PyTorch before 1.6: five pickles one after the other, then the storages."""
-    seen = dict[str, _Storage]()
+    file.seek(0)
+    head, seen, starts = io.BytesIO(file.read(MAX_PICKLE)), dict[str, _Storage](), dict[str, int]()
     rules = _rules(seen)
     try:
-        is_old = simulate(file, rules) == _MAGIC
+        is_old = simulate(head, rules) == _MAGIC
     except ValueError:
         is_old = False
     if not is_old:
         raise ValueError("no pickled file of PyTorch")
-    version, system = simulate(file, rules), simulate(file, rules)
+    version, system = simulate(head, rules), simulate(head, rules)
     if version != _VERSION or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("of an unknown version of PyTorch, or of a machine with another order of bytes")
-    tensors, keys = _tensors_of(simulate(file, rules)), simulate(file, rules)
-    blocks, place = _Blocks(file), file.tell()
+    tensors, keys, place = _tensors_of(simulate(head, rules)), simulate(head, rules), head.tell()
     for key in keys if isinstance(keys, list) else []:
         file.seek(place)
-        count, storage = int.from_bytes(file.read(_HEAD), "little", signed=True), seen.get(str(key))
+        count = int.from_bytes(file.read(_HEAD), "little", signed=True)
+        storage = seen.get(key) if isinstance(key, str) else None
         if storage is None or count != storage.count:
-            raise ValueError(f"storage '{key}' is not as large as its tensors say")
-        blocks.starts[storage.key] = place + _HEAD
+            raise ValueError("a storage is not as large as its tensors say")
+        starts[storage.key] = place + _HEAD
         place += _HEAD + count * storage.num_bytes
-    if place > size or seen.keys() - blocks.starts.keys():
+    if place > size or seen.keys() - starts.keys():
         raise ValueError("truncated")
-    return _File(tensors, blocks.read)
+
+    def read(key: str, start: int, count: int) -> bytes:
+        file.seek(starts[key] + start)
+        return file.read(count)
+
+    return tensors, read
 
 
 def _rules(seen: dict[str, _Storage]) -> Rules:
@@ -244,9 +244,7 @@ def _rules(seen: dict[str, _Storage]) -> Rules:
 def _call(name: object, arguments: object) -> object:
     """The simulated result of a call. ValueError: it makes no tensor and no dict."""
     match name, arguments:
-        case str(one), (_Storage() as storage, int(start), tuple(shape), tuple(strides), *_) if (
-            one in _TENSORS
-        ):
+        case str(), (_Storage() as storage, start, tuple(shape), tuple(strides), *_) if name in _TENSORS:
             return _tensor(storage, start, shape, strides)
         case "torch._utils _rebuild_parameter", (_Tensor() as tensor, *_):
             return tensor
@@ -254,22 +252,23 @@ def _call(name: object, arguments: object) -> object:
             return shape
         case "collections OrderedDict", ():
             return {}
-        case "collections OrderedDict", (list(pairs),):
-            if all(
-                isinstance(one, list | tuple) and len(one) == 2 and isinstance(one[0], str) for one in pairs
-            ):
-                return dict(pairs)
-        case str(one), _ if one in _SETTINGS:
+        case "collections OrderedDict", (list(pairs),) if all(map(_is_item, pairs)):
+            return dict(pairs)
+        case str(), _ if name in _SETTINGS:
             return _Ignored()
     raise ValueError("its pickle makes something that is no tensor")
 
 
-def _tensor(storage: _Storage, start: int, shape: tuple[object, ...], strides: tuple[object, ...]) -> _Tensor:
-    whole = [n for n in (*shape, *strides, start) if type(n) is int and n >= 0]
+def _is_item(pair: object) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def _tensor(storage: _Storage, start: object, shape: Sequence[object], strides: Sequence[object]) -> _Tensor:
+    whole = [n for n in (start, *shape, *strides) if type(n) is int and 0 <= n < 1 << 62]
     if len(whole) != 2 * len(shape) + 1 or len(strides) != len(shape) or len(shape) > 16:
         raise ValueError("a tensor has a shape that means nothing")
-    tensor = _Tensor(storage, start, tuple(whole[: len(shape)]), tuple(whole[len(shape) : -1]))
-    if start + tensor.span > storage.count or tensor.size > storage.count:
+    tensor = _Tensor(storage, whole[0], tuple(whole[1 : len(shape) + 1]), tuple(whole[len(shape) + 1 :]))
+    if tensor.start + tensor.span > storage.count or tensor.size > storage.count * storage.num_bytes:
         raise ValueError("a tensor reaches beyond its storage")
     return tensor
 
@@ -281,47 +280,35 @@ def _set_state(made: object, state: object) -> None:
 
 
 def _tensors_of(value: object) -> dict[str, _Tensor]:
-    """The tensors of a dict, or of the weights among what a training program keeps. ValueError: none, or more."""
+    """The tensors of a dict, or of the weights that a training program keeps. ValueError: none, or more."""
     if not isinstance(value, dict):
         raise ValueError("no dict of tensors")
-    for key in _WHERE:
-        if isinstance(value.get(key), dict):
-            value = value[key]
-            break
-    others = [
-        str(name) for name, one in value.items() if not (isinstance(name, str) and isinstance(one, _Tensor))
-    ]
-    if others or not value:
-        raise ValueError(f"'{others[0]}' is no tensor" if others else "no tensor is in it")
-    return value
+    weights = next((value[key] for key in _WHERE if isinstance(value.get(key), dict)), value)
+    tensors = dict[str, _Tensor]()
+    for name, one in weights.items():
+        if not isinstance(one, _Tensor) or not isinstance(name, str):
+            raise ValueError(f"'{name}' is no tensor")
+        if not name.isprintable() or name == "__metadata__":
+            raise ValueError("a tensor has a name that safetensors cannot have")
+        tensors[name] = one
+    if not tensors:
+        raise ValueError("no tensor is in it")
+    return tensors
 
 
 def _write(path: Path, found: Mapping[str, tuple[_File, _Tensor]]) -> None:
     """A safetensors file: the length of its header, the header as JSON, the numbers."""
-    in_order = sorted(
-        found.items(), key=lambda one: (-one[1][1].storage.num_bytes, one[0])
-    )  # so all are aligned
+    # Wide numbers first, so that all are aligned.
+    names = sorted(found, key=lambda name: (-found[name][1].storage.num_bytes, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (_, tensor) in in_order:
-        start, end = end, end + tensor.size * tensor.storage.num_bytes
+    for name in names:
+        tensor = found[name][1]
+        start, end = end, end + tensor.size
         header[name] = {"dtype": tensor.storage.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEAD)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(_HEAD, "little") + text)
-        for _, (file, tensor) in in_order:
-            stream.write(_bytes_of(file, tensor))
-
-
-def _bytes_of(file: _File, tensor: _Tensor) -> bytes:
-    """The numbers of a tensor in the order of its axes."""
-    width = tensor.storage.num_bytes
-    data = file.read(tensor.storage.key, tensor.start * width, tensor.span * width)
-    if len(data) != tensor.span * width:
-        raise CheckpointError("a file was truncated while it was read")
-    numbers = np.frombuffer(data, np.dtype(f"u{width}"))
-    if not tensor.size:
-        return b""
-    strides = [stride * width for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False).tobytes()
+        for file, tensor in map(found.__getitem__, names):
+            stream.write(file.bytes_of(tensor))

@@ -2,11 +2,13 @@
 
 import argparse
 import collections
+import hashlib
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -84,14 +86,14 @@ def test_the_linear_layers_of_lpips_are_read_as_they_were_published() -> None:
     """torchmetrics brings a copy of them, of a version of PyTorch before 1.6."""
     source = CATALOGUE["lpips-alex"].sources[1]
     path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    assert path.stat().st_size == source.num_bytes
-    with weights._opened([path]) as (file,):
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == source.sha256
+    with weights._opened(path) as file:
         shapes = {name: one.shape for name, one in file.tensors.items()}
         assert shapes == {f"lin{n}.model.1.weight": (1, width, 1, 1)
                           for n, width in enumerate((64, 192, 384, 256, 256))}  # fmt: skip
-        wanted = torch.load(path, weights_only=True)
+        wanted = torch.load(path, "cpu", weights_only=True)
         for name, one in file.tensors.items():
-            assert weights._bytes_of(file, one) == wanted[name].numpy().tobytes()
+            assert file.bytes_of(one) == wanted[name].numpy().tobytes()
 
 
 def test_a_command_converts_what_was_fetched(
@@ -143,13 +145,16 @@ def in_zip(path: Path, pickled: bytes, how: int = zipfile.ZIP_STORED, **members:
     ("value", "message"),
     [
         (lambda marker: Runs(os.system, f"touch {marker}"), "names 'posix.system'"),
-        (lambda marker: {"x": Runs(eval, f"open({str(marker)!r}, 'w')")}, "names 'builtins.eval'"),
+        (lambda marker: {"x": Runs(eval, f"open({str(marker)!r}, 'w')")}, "names '__builtin__.eval'"),
         (lambda marker: nn.Linear(2, 2), "names 'torch.nn.modules.linear.Linear'"),
         (lambda marker: [torch.ones(1)], "no dict of tensors"),
         (lambda marker: {}, "no tensor is in it"),
         (lambda marker: {"x": torch.ones(1), "epoch": 3}, "'epoch' is no tensor"),
         (lambda marker: {"x": torch.ones(1).expand(1000)}, "a tensor reaches beyond its storage"),
-        (lambda marker: dict.fromkeys(map(str, range(2000)), torch.zeros(1000)), "more than twice its size"),
+        (
+            lambda marker: dict.fromkeys(map(str, range(2000)), torch.zeros(1000)),
+            "more than 4 times its size",
+        ),
         (lambda marker: {"x": torch.ones(2, dtype=torch.complex64)}, "ComplexFloatStorage"),
     ],
 )
@@ -193,3 +198,64 @@ def test_numbers_that_are_fewer_than_the_pickle_says_are_refused(tmp_path: Path)
     short = in_zip(tmp_path / "b.pth", pickled, data__0=b"\0" * 399)
     with pytest.raises(CheckpointError, match="the numbers of tensor 'x' are not as many as it says"):
         convert_weights([str(short)])
+
+
+def steps(*more: bytes) -> bytes:
+    """A pickle of a dict with the tensor "x", whose storage has one number, and the steps of its shape."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + b"".join(more) + b"\x89}tR"
+    return b"\x80\2}X\1\0\0\0x" + tensor + b"s."
+
+
+def test_numbers_that_no_shape_has_are_refused_at_once(tmp_path: Path) -> None:
+    """Their product would take hours."""
+    huge = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20)  # LONG4, of 1 MiB
+    for shape in (b"(" + huge * 8 + b"t", b"(J\xff\xff\xff\xfft"):
+        path = in_zip(tmp_path / "a.pth", steps(shape, shape), data__0=b"\0" * 4)
+        with pytest.raises(CheckpointError, match="a tensor has a shape that means nothing"):
+            convert_weights([str(path)])
+    path = in_zip(tmp_path / "b.pth", steps(b"(K\1t", b"(K\1t"), data__0=b"\0" * 4)
+    assert convert_weights([str(path)])[1] == 1
+
+
+def test_names_of_storages_are_not_spelt_out(tmp_path: Path) -> None:
+    """A list of old files; the text of a tuple that holds itself twice, fifty times over, has no end."""
+    old = save(tmp_path / "a.pth", {"x": torch.ones(1)}, is_zip=False).read_bytes()
+    end = len(old) - 12  # a length and a number are behind the last pickle, the list of keys
+    start = old.rindex(b"\x80\2]q", 0, end)
+    nested = b"\x80\2]N" + b"q\0h\0\x86" * 50 + b"a."  # PUT, GET, TUPLE2
+    (tmp_path / "a.pth").write_bytes(old[:start] + nested + old[end:])
+    with pytest.raises(CheckpointError, match="a storage is not as large as its tensors say"):
+        convert_weights([str(tmp_path / "a.pth")])
+
+
+@FORMATS
+def test_changed_bytes_never_do_anything_but_refuse(tmp_path: Path, is_zip: bool) -> None:
+    good = save(tmp_path / "a.pth", {"x": torch.ones(5, 3), "y": torch.arange(4)}, is_zip).read_bytes()
+    path, out, random, refused = tmp_path / "b.pth", tmp_path / "b.safetensors", Random(0), 0
+    for _ in range(400):
+        data = bytearray(good[: random.randrange(len(good))] if random.random() < 0.1 else good)
+        for _ in range(random.choice((1, 1, 2, 8))):
+            data[random.randrange(max(1, len(data) - 1))] = random.randrange(256)
+        path.write_bytes(data)
+        out.unlink(missing_ok=True)
+        try:
+            convert_weights([str(path)])
+        except CheckpointError:
+            assert not out.exists()
+            refused += 1
+        else:
+            load_file(out)
+    assert 100 < refused < 400
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    data = bytearray(save(tmp_path / "a.pth", {"x": torch.ones(1)}).read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = 0
+        while (start := data.find(signature, start)) >= 0:
+            data[start + flags] |= 1
+            start += 4
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match="encrypted"):
+        convert_weights([str(tmp_path / "a.pth")])
