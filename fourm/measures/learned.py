@@ -151,7 +151,7 @@ class Frechet:
     def merge(self, states: Sequence[State]) -> None:
         """Add the sums of other processes."""
         for state in states:
-            self._sums.merge_state({name: torch.from_numpy(array) for name, array in state.items()})
+            self._sums.merge_state({name: torch.tensor(array) for name, array in state.items()})
 
     def result(self) -> dict[str, Value]:
         """The distance; NaN of fewer than two samples."""
