@@ -106,7 +106,7 @@ def test_the_table_of_modules_is_current() -> None:
 
 
 def measures() -> str:
-    """The table of measures, from `MEASURES`."""
+    """The table of measures, and how each is taken, from `MEASURES`."""
     lines = ["| measure | of | numbers | needs | source |", "| --- | --- | --- | --- | --- |"]
     for row in MEASURES.values():
         arrows = {"higher": "↑", "lower": "↓"}
@@ -120,7 +120,7 @@ def measures() -> str:
         ]
         told = ", ".join(filter(None, needs))
         lines.append(f"| `{row.name}` | {', '.join(row.sorts)} | {numbers} | {told} | {row.source} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"* `{row.name}`: {row.how}." for row in MEASURES.values())])
 
 
 def test_the_table_of_measures_is_current() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fourm.codecs.colours import COCO_NAMES, NO_CLASS, class_names
 from fourm.errors import SampleError
 from fourm.measures.measure import (
+    Array,
     MeanOf,
     Measure,
     Pair,
@@ -19,11 +20,13 @@ from fourm.measures.measure import (
     State,
     Value,
     check_sizes,
+    id_of,
     one_by_one,
 )
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
 
 NUM_CLASSES = 256  # rows and columns of a confusion matrix, with "no class"
 DEPTH_ERRORS = ("abs_rel", "rmse", "delta_1", "delta_2", "delta_3")
@@ -35,6 +38,9 @@ _LEVELS = 256  # of edges, 0..255
 _EDGE_FROM = 128  # a pixel of a true map of edges is an edge from this level on
 _TOLERANCE = 0.0075  # of the diagonal: how far apart two pixels of one edge may lie
 _THRESHOLDS = [-(-255 * share // 100) for share in range(1, 100)]  # lowest levels of 1 % .. 99 % of 255
+RECALLS = {"recall_1": 1, "recall_5": 5, "recall_10": 10}
+_TIE = 1e-9  # cosines that differ by less are equal
+_CHUNK = 256  # queries that are compared at once, so that memory is flat
 
 
 def depth(settings: Settings) -> Measure:
@@ -77,7 +83,7 @@ class Segmentation:
         """The numbers of each map."""
         tables = [_confusion_of(pair) for pair in pairs]
         for table in tables:
-            self._add(table, 1)
+            self._add(table, int(table.any()))
         return [dict(zip(("miou", "pixel_accuracy"), scores(table), strict=True)) for table in tables]
 
     def state(self) -> State:
@@ -118,8 +124,8 @@ class Edges:
         """The F1 of each picture."""
         counts = [_edges_of(pair) for pair in pairs]
         self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
-        self._samples += len(pairs)
-        return [{"best_f1": float(edge_f1(one).max())} for one in counts]
+        self._samples += sum(bool(one.any()) for one in counts)
+        return [{"best_f1": float(edge_f1(one).max()) if one.any() else math.nan} for one in counts]
 
     def state(self) -> State:
         """As `edge_counts`, of all pictures."""
@@ -139,6 +145,53 @@ class Edges:
         best = int(f1.argmax())
         threshold = Value((best + 1) / 100, self._samples, is_detail=True)
         return {"ods_f1": Value(float(f1[best]), self._samples), "ods_threshold": threshold}
+
+
+class Retrieval:
+    """The share of samples whose partner is among the 1, 5, 10 nearest of all partners, by cosine.
+
+    Features are means over places. Partners that are as near as the own one count as nearer; several of one
+    sample count once. Only features of as many channels are rivals. Rows have no number, because the others
+    are known only at the end.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._ids, self._found, self._true = list[int](), list[Array](), list[Array]()
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """Rows without numbers."""
+        vectors = [[_vector_of(one) for one in _checked(pair)] for pair in pairs]
+        self._ids += [id_of(pair, is_sample=True) for pair in pairs]
+        self._found += [found for found, _ in vectors]
+        self._true += [true for _, true in vectors]
+        return [{} for _ in pairs]
+
+    def state(self) -> State:
+        """(n,) ids of samples and their channels, and the features of results and of partners in a row."""
+        empty = np.zeros(0, dtype=np.float32)
+        widths = np.array([len(one) for one in self._found], dtype=np.int64)
+        found, true = (np.concatenate([empty, *side]) for side in (self._found, self._true))
+        return {"ids": np.array(self._ids, dtype=np.int64), "widths": widths, "found": found, "true": true}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add features."""
+        for state in states:
+            ends = state["widths"].cumsum()[:-1]
+            self._ids += state["ids"].tolist()
+            self._found += np.split(state["found"], ends)[: len(state["ids"])]
+            self._true += np.split(state["true"], ends)[: len(state["ids"])]
+
+    def result(self) -> dict[str, Value]:
+        """The shares."""
+        ids, widths = (np.array(one, dtype=np.int64) for one in (self._ids, [*map(len, self._found)]))
+        nearer = np.zeros(len(ids), dtype=np.int64)
+        for width in np.unique(widths).tolist():
+            places = np.flatnonzero(widths == width)
+            sides = (np.stack([side[place] for place in places]) for side in (self._found, self._true))
+            nearer[places] = count_nearer(ids[places], *sides)
+        shares = {name: float((nearer < most).mean()) if len(ids) else math.nan
+                  for name, most in RECALLS.items()}  # fmt: skip
+        return {name: Value(share, len(ids)) for name, share in shares.items()}
 
 
 def depth_errors(found: Floats, true: Floats, is_metric: bool = False) -> Row:
@@ -239,6 +292,25 @@ def cosines(found: NDArray[np.float32], true: NDArray[np.float32]) -> Floats:
     return np.divide((a * b).sum(axis=0), product, out=both_zero, where=product > 0)
 
 
+def count_nearer(ids: Ids, found: Array, true: Array) -> Ids:
+    """(n,) for each result the number of other samples with a partner that is at least as near as its own.
+
+    ids: (n,) of samples. found, true: (n, C).
+    """
+    order = np.argsort(ids, kind="stable")
+    ids, ours, theirs = ids[order], _unit(found[order]), _unit(true[order])
+    samples, starts, places = np.unique(ids, return_index=True, return_inverse=True)
+    nearer = np.zeros(len(ids), dtype=np.int64)
+    for start in range(0, len(ids), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(ids)))
+        cosines = ours[rows] @ theirs.T
+        own = cosines[np.arange(len(rows)), rows]
+        best = np.maximum.reduceat(cosines, starts, axis=1)  # (queries, samples)
+        is_nearer = (best >= own[:, None] - _TIE) & (np.arange(len(samples)) != places[rows, None])
+        nearer[order[rows]] = is_nearer.sum(axis=1)
+    return nearer
+
+
 def _depth_of(pair: Pair, is_metric: bool) -> Row:
     check_sizes(pair)
     found, true = (value.astype(np.float64) for value in (pair.value, pair.other))
@@ -275,14 +347,35 @@ def _confusion_of(pair: Pair) -> Counts:
 def _edges_of(pair: Pair) -> Counts:
     check_sizes(pair)
     known = _known(pair)
+    if not known.any():
+        return np.zeros((3, _LEVELS), dtype=np.int64)
     return edge_counts(*(np.where(known, one, np.uint8(0)) for one in (pair.value, pair.other)))
 
 
 def _cosine_of(pair: Pair) -> Row:
+    return {"cosine": float(cosines(*_checked(pair)).mean())}
+
+
+def _checked(pair: Pair) -> tuple[Array, Array]:
+    """Both values (C, h, w); SampleError: they cannot be compared."""
     if pair.value.shape != pair.other.shape:
         found, wanted = (" x ".join(map(str, one.shape)) for one in (pair.value, pair.other))
         raise SampleError(f"features of {found}, but its partner has {wanted}")
-    return {"cosine": float(cosines(pair.value, pair.other).mean())}
+    if not pair.value.size:
+        raise SampleError("features without a number")
+    if not (np.isfinite(pair.value).all() and np.isfinite(pair.other).all()):
+        raise SampleError("features that are no finite numbers")
+    return pair.value, pair.other
+
+
+def _vector_of(features: Array) -> NDArray[np.float32]:
+    return features.reshape(len(features), -1).mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def _unit(vectors: Array) -> Floats:
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
 
 
 def _known(pair: Pair) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """What a measure is: pairs of values in, a number per pair and a result for all out; and the simplest ones.
 
 A measure is a function of `tables.MEASURES` that takes `Settings` and returns an object with the methods of
-`Measure`. Most measures are the mean of a number per pair: those are `MeanOf` a function, as `psnr` is below.
+`Measure`. Most are the mean of a number per pair: those are `MeanOf` a function, as `exact_match` is.
 
 What `Pair.value` and `Pair.other` are depends on the kind of data (`tables.Sort`):
 
@@ -23,6 +23,7 @@ SampleError, in words about the two values; the key and the modality are added b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,52 +99,98 @@ class Measure(Protocol):
         """
 
 
+class ExactSum:
+    """The sum of the finite ones among some numbers, without rounding, and how many numbers of each kind."""
+
+    def __init__(self) -> None:
+        self.finite = self.infinite = self.undefined = 0
+        self._parts: list[float] = []  # whose exact sum it is
+
+    def add(self, number: float) -> None:
+        """Count a number, and add it if it is finite."""
+        if math.isfinite(number):
+            self.finite += 1
+            self._grow(number)
+        elif math.isinf(number):
+            self.infinite += 1
+        else:
+            self.undefined += 1
+
+    def state(self) -> Array:
+        """(3 + n,) float64: the counts, and n parts."""
+        return np.array([self.finite, self.infinite, self.undefined, *self._parts], dtype=np.float64)
+
+    def merge(self, state: Array) -> None:
+        """Add what another one has."""
+        finite, infinite, undefined, *parts = state.tolist()
+        self.finite += int(finite)
+        self.infinite += int(infinite)
+        self.undefined += int(undefined)
+        for part in parts:
+            self._grow(part)
+
+    def mean(self) -> float:
+        """Of the finite numbers; infinity if there are only infinite ones, NaN if there is neither."""
+        if self.finite:
+            return math.fsum(self._parts) / self.finite
+        return math.inf if self.infinite else math.nan
+
+    def _grow(self, number: float) -> None:
+        """Add a number; Shewchuk 1997, doi:10.1007/PL00009321: what a sum loses becomes another part."""
+        kept = list[float]()
+        for part in self._parts:
+            if abs(number) < abs(part):
+                number, part = part, number
+            total = number + part
+            if lost := part - (total - number):
+                kept.append(lost)
+            number = total
+        self._parts = [*kept, number]
+
+
 class MeanOf:
     """The mean of each number of the rows of a function. Sums are exact, so that order changes nothing."""
 
     def __init__(
-        self, function: Callable[[Sequence[Pair]], Sequence[Row]], names: Sequence[str] = (),
+        self, function: Callable[[Sequence[Pair]], Sequence[Row]], names: Sequence[str],
         infinite: str = "infinite",
     ) -> None:  # fmt: skip
-        """function: rows of some pairs. names: of numbers that are in the result without pairs, too.
+        """function: rows of some pairs. names: of the numbers that MEASURES lists; others are details.
 
         infinite: what it means if a number is infinite; such samples are counted under this name and are
         left out of the mean, unless all are. NaN counts as `undefined` and is left out.
         """
-        self._function, self._infinite = function, infinite
-        self._numbers: dict[str, list[float]] = {name: [] for name in names}
+        self._function, self._names, self._infinite = function, names, infinite
+        self._sums = {name: ExactSum() for name in names}
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
         """Rows of the function; all its errors come before anything is taken in."""
-        rows = self._function(pairs)
+        rows = self._function(pairs) if pairs else []
         for row in rows:
             for name, number in row.items():
-                self._numbers.setdefault(name, []).append(float(number))
+                self._sums.setdefault(name, ExactSum()).add(float(number))
         return rows
 
     def state(self) -> State:
-        """The numbers of all pairs, by name."""
-        return {name: np.array(numbers, dtype=np.float64) for name, numbers in self._numbers.items()}
+        """The exact sum of each number."""
+        return {name: total.state() for name, total in self._sums.items()}
 
     def merge(self, states: Sequence[State]) -> None:
-        """Add the numbers of other processes."""
+        """Add the sums of other processes."""
         for state in states:
-            for name, numbers in state.items():
-                self._numbers.setdefault(name, []).extend(numbers.tolist())
+            for name, total in state.items():
+                self._sums.setdefault(name, ExactSum()).merge(total)
 
     def result(self) -> dict[str, Value]:
         """The means."""
-        return {name: mean_of(numbers, self._infinite) for name, numbers in self._numbers.items()}
+        names = [*self._names, *sorted(self._sums.keys() - set(self._names))]
+        return {name: self._value(name, self._sums[name]) for name in names}
 
-
-def mean_of(numbers: Sequence[float], infinite: str = "infinite") -> Value:
-    """The mean of the finite ones among some numbers; infinity if some are infinite and none is finite."""
-    finite = [one for one in numbers if math.isfinite(one)]
-    endless = [one for one in numbers if math.isinf(one)]
-    counts = {infinite: len(endless), "undefined": len(numbers) - len(finite) - len(endless)}
-    mean = math.fsum(finite) / len(finite) if finite else endless[0] if endless else math.nan
-    said = {why: count for why, count in counts.items() if count}
-    return Value(mean, len(finite) or len(endless), is_mean=True, counts=said)
+    def _value(self, name: str, total: ExactSum) -> Value:
+        counts = {self._infinite: total.infinite, "undefined": total.undefined}
+        said = {why: count for why, count in counts.items() if count}
+        samples = total.finite or total.infinite
+        return Value(total.mean(), samples, is_mean=True, is_detail=name not in self._names, counts=said)
 
 
 def one_by_one(function: Callable[[Pair], Row]) -> Callable[[Sequence[Pair]], Sequence[Row]]:
@@ -178,6 +225,16 @@ def check_side(pair: Pair, smallest: int, what: str) -> None:
     height, width = pair.value.shape[:2]
     if min(height, width) < smallest:
         raise SampleError(f"{width} x {height} pixels, but {what} needs {smallest} on each side")
+
+
+def id_of(pair: Pair, is_sample: bool = False) -> int:
+    """A number for a pair, the same in every process; is_sample: the same for all variations of a sample."""
+    return hash_of(pair.key if is_sample else f"{pair.key}\n{pair.variation}")
+
+
+def hash_of(text: str) -> int:
+    """63 bits, so that it fits into an int64."""
+    return int.from_bytes(blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()) >> 1
 
 
 def _token_share(pair: Pair) -> Row:

@@ -37,6 +37,7 @@ class MeasureRow:
     results: Mapping[str, Direction]  # its numbers, in the order of the table, and which are better
     function: str  # "FILE:NAME" in this room: (Settings) -> Measure
     source: str  # paper or page that defines it
+    how: str  # what that leaves open, and where this measure differs from it
     weights: str = ""  # name of the network that it needs, in the catalogue of the hub
     package: str = ""  # that it imports, of the extra `eval`
     needs_partner: bool = True
@@ -49,65 +50,106 @@ MEASURES: Mapping[str, MeasureRow] = {
     row.name: row
     for row in (
         MeasureRow("psnr", ["picture"], {"psnr": _HIGHER}, "pictures:psnr",
-                   "Horé and Ziou 2010, doi:10.1109/ICPR.2010.579"),
+                   "Horé and Ziou 2010, doi:10.1109/ICPR.2010.579",
+                   "of a range of 1, over known pixels and channels; identical pictures, whose PSNR is "
+                   "infinite, are counted and left out of the mean"),
         MeasureRow("ssim", ["picture"], {"ssim": _HIGHER}, "pictures:ssim",
-                   "Wang et al. 2004, doi:10.1109/TIP.2003.819861", package="scipy"),
+                   "Wang et al. 2004, doi:10.1109/TIP.2003.819861",
+                   "Gaussian window of 11 pixels and sigma 1.5, K1 0.01, K2 0.03, a range of 1, "
+                   "covariances of the population; the mean over windows within the picture and over "
+                   "channels", package="scipy"),
         MeasureRow("lpips", ["picture"], {"lpips": _LOWER}, "learned:lpips",
-                   "Zhang et al. 2018, arXiv:1801.03924", "lpips-alex"),
+                   "Zhang et al. 2018, arXiv:1801.03924",
+                   "AlexNet, version 0.1", "lpips-alex"),
         MeasureRow("fid", ["picture"], {"fid": _LOWER}, "learned:fid",
-                   "Heusel et al. 2017, arXiv:1706.08500", "inception-fid", package="torchmetrics"),
-        MeasureRow("inception_score", ["picture"], {"inception_score": _HIGHER}, "learned:inception_score",
-                   "Salimans et al. 2016, arXiv:1606.03498", "inception-fid", needs_partner=False),
+                   "Heusel et al. 2017, arXiv:1706.08500",
+                   "2048 features of TensorFlow's Inception-v3; pictures are resized to 256 pixels first, "
+                   "as by 4M's authors", "inception-fid", package="torchmetrics"),
+        MeasureRow("inception_score", ["picture"], {"inception_score": _HIGHER},
+                   "learned:inception_score",
+                   "Salimans et al. 2016, arXiv:1606.03498",
+                   "TensorFlow's Inception-v3, pictures of 256 pixels; the mean over 10 splits, chosen by "
+                   "a hash of the sample's name", "inception-fid", needs_partner=False),
         MeasureRow("clip_score", ["picture"], {"clip_score": _HIGHER}, "learned:clip_score",
-                   "Hessel et al. 2021, arXiv:2104.08718", "clip-vit-large-patch14", needs_partner=False,
+                   "Hessel et al. 2021, arXiv:2104.08718",
+                   "CLIP ViT-L/14, pictures of 256 pixels, captions cut to 60 tokens, as by 4M's authors; "
+                   "100 times the cosine, at least 0", "clip-vit-large-patch14", needs_partner=False,
                    needs_caption=True),
         MeasureRow("token_share", ["tokens"], {"token_share": _HIGHER, "all_equal": _HIGHER},
-                   "measure:token_share", "the share of positions with equal ids"),
+                   "measure:token_share", "the share of positions with equal ids",
+                   "positions that the shorter row lacks are not equal; the second number is the share of "
+                   "rows without a difference"),
         MeasureRow("exact_match", ["text"], {"exact_match": _HIGHER}, "measure:exact_match",
-                   "Rajpurkar et al. 2016, arXiv:1606.05250"),
+                   "Rajpurkar et al. 2016, arXiv:1606.05250",
+                   "blanks at the ends do not count"),
         MeasureRow("depth", ["depth"],
                    {"abs_rel": _LOWER, "rmse": _LOWER, "delta_1": _HIGHER, "delta_2": _HIGHER,
                     "delta_3": _HIGHER},
-                   "maps:depth", "Eigen et al. 2014, arXiv:1406.2283; Ranftl et al. 2020, arXiv:1907.01341"),
+                   "maps:depth", "Eigen et al. 2014, arXiv:1406.2283; Ranftl et al. 2020, arXiv:1907.01341",
+                   "scale and shift of each picture are fitted to the true map by least squares, unless "
+                   "`metric_depth`; the deltas are shares within a ratio of 1.25, 1.25², "
+                   "1.25³; true pixels that are NaN or 0 are left out; a true map with numbers below 0, as "
+                   "after standardisation, has only an RMSE; means over pictures"),
         MeasureRow("normals", ["normal"],
                    {"mean_angle": _LOWER, "median_angle": _LOWER, "within_11_25": _HIGHER,
                     "within_22_5": _HIGHER, "within_30": _HIGHER},
-                   "maps:normals", "Fouhey et al. 2013, doi:10.1109/ICCV.2013.421"),
+                   "maps:normals", "Fouhey et al. 2013, doi:10.1109/ICCV.2013.421",
+                   "degrees; each number is the mean over pictures, so the median is the mean of "
+                   "medians; pixels that are grey in the true map, which is no direction, are left out"),
         MeasureRow("segmentation", ["labels"], {"miou": _HIGHER, "pixel_accuracy": _HIGHER},
-                   "maps:Segmentation", "Long et al. 2015, arXiv:1411.4038"),
+                   "maps:Segmentation", "Long et al. 2015, arXiv:1411.4038",
+                   "of all pixels together; the mean over the classes that true maps or results have, "
+                   "iou/NAME for each; true pixels without a class (255) are left out, in a result they "
+                   "are wrong"),
         MeasureRow("edges", ["edges"], {"ods_f1": _HIGHER}, "maps:Edges",
-                   "Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161", package="scipy"),
+                   "Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161",
+                   "one threshold for all pictures, of 1 % to 99 %; true edges are levels from 128 on; "
+                   "pixels match within 0.0075 of the diagonal, without thinning, and several may match "
+                   "the same one", package="scipy"),
         MeasureRow("cosine", ["features"], {"cosine": _HIGHER}, "maps:cosine",
-                   "the mean cosine of the vectors at each place"),
+                   "the mean cosine of the vectors at each place",
+                   "the mean over places; of two zero vectors 1, of one 0"),
         MeasureRow("retrieval", ["features"], dict.fromkeys(("recall_1", "recall_5", "recall_10"), _HIGHER),
-                   "things:Retrieval", "the share of samples whose own partner is among the nearest ones"),
+                   "maps:Retrieval", "the share of samples whose own partner is among the nearest ones",
+                   "by the cosine of means over places; partners that are as near as the own one count as "
+                   "nearer"),
         MeasureRow("bleu", ["text"], {"bleu_4": _HIGHER}, "texts:Bleu",
-                   "Papineni et al. 2002, doi:10.3115/1073083.1073135", package="sacrebleu"),
+                   "Papineni et al. 2002, doi:10.3115/1073083.1073135",
+                   "words in lower case without punctuation; 0 to 1, all texts together, one partner each, "
+                   "sacrebleu's smoothing 'exp', without orders that no text is long enough for",
+                   package="sacrebleu"),
         MeasureRow("rouge", ["text"], {"rouge_l": _HIGHER}, "texts:rouge",
-                   "Lin 2004, https://aclanthology.org/W04-1013", package="rouge_score"),
+                   "Lin 2004, https://aclanthology.org/W04-1013",
+                   "the same words, not stemmed; 0 to 1, recall counts as much as precision (COCO weighs "
+                   "it by 1.2); the mean over texts"),
         MeasureRow("cider", ["text"], {"cider_d": _HIGHER}, "texts:Cider",
-                   "Vedantam et al. 2015, arXiv:1411.5726"),
+                   "Vedantam et al. 2015, arXiv:1411.5726",
+                   "the same words, not stemmed; 0 to 10, documents are the partners of all texts, so that "
+                   "one text alone has 0"),
         MeasureRow("boxes", ["boxes"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
-                   "things:BoxPrecision", "Lin et al. 2014, arXiv:1405.0312", package="pycocotools"),
+                   "things:boxes", "Lin et al. 2014, arXiv:1405.0312",
+                   "all areas, at most 100 boxes of a name in a picture; names match without regard to "
+                   "case; models write no scores, so boxes rank in the order in which they were written, "
+                   "and pictures by a hash of their names"),
+        MeasureRow("instances", ["instances"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
+                   "things:instances", "Lin et al. 2014, arXiv:1405.0312",
+                   "as boxes, each instance once, all of one name; masks are not compared"),
         MeasureRow("pck", ["poses"], {"pck_05": _HIGHER, "pck_10": _HIGHER}, "things:poses",
-                   "Yang and Ramanan 2013, doi:10.1109/TPAMI.2012.261", weights="tok-human-poses",
+                   "Yang and Ramanan 2013, doi:10.1109/TPAMI.2012.261",
+                   "joints within 0.05 or 0.1 of the longer side of the true person's box, posed by "
+                   "the tokenizer of poses; people are paired by the least distance of their joints, joints "
+                   "of those left over are wrong; the mean over pictures", weights="tok-human-poses",
                    package="scipy"),
         MeasureRow("palettes", ["palette"], {"lab_distance": _LOWER, "count_error": _LOWER},
-                   "things:palettes", "the distance in CIE Lab (CIE76) of matched colours", package="scipy"),
-        MeasureRow("metadata", ["metadata"], {"fields_equal": _HIGHER}, "things:MetadataFields",
-                   "the share of true fields with the same index"),
+                   "things:palettes", "the distance in CIE Lab (CIE76) of matched colours",
+                   "white D65; colours are paired by the least sum of distances, those left over are "
+                   "counted by the second number alone", package="scipy"),
+        MeasureRow("metadata", ["metadata"], {"fields_equal": _HIGHER}, "things:metadata",
+                   "the share of true fields with the same index",
+                   "values of one bin are equal; error/NAME is the mean absolute error of each field, "
+                   "where both state it"),
     )
 }  # fmt: skip
-
-# Settings of measures as eval.json has them: constants of their files.
-SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "ssim": {"window": "WINDOW", "sigma": "SIGMA"},
-    "fid": {"side": "SIDE", "features": "FEATURES"},
-    "inception_score": {"side": "SIDE", "splits": "SPLITS"},
-    "clip_score": {"side": "SIDE", "caption_tokens": "CAPTION_TOKENS"},
-    "edges": {"tolerance": "_TOLERANCE", "true_from": "_EDGE_FROM"},
-    "cider": {"words": "MAX_GRAM"},
-}
 
 
 def sort_of(row: Modality, form: str) -> Sort | None:
@@ -139,8 +181,6 @@ def build_measure(row: MeasureRow, settings: "Settings") -> "Measure":
 
 
 def source_of(row: MeasureRow) -> dict[str, object]:
-    """Where a measure is defined, its settings, and the version of the package that it uses."""
-    file = import_module(f"fourm.measures.{row.function.partition(':')[0]}")
-    settings = {name: getattr(file, constant) for name, constant in SETTINGS.get(row.name, {}).items()}
+    """Where a measure is defined, how it is taken, and the version of the package that it uses."""
     package = {"package": f"{row.package} {version(row.package)}"} if row.package else {}
-    return {"source": row.source, **settings, **package}
+    return {"source": row.source, "how": row.how, **package}

@@ -6,7 +6,7 @@ COCO's evaluation leaves them, which also removes punctuation. Texts without wor
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, State, Value, one_by_one
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
 Words = Sequence[str]
 Grams = Counter[tuple[str, ...]]
@@ -41,7 +41,7 @@ class Bleu:
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
         """The BLEU of each text."""
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
 
         metric = BLEU(tokenize="none", effective_order=True)
         counts = [_bleu_counts(metric, pair) for pair in pairs]
@@ -98,18 +98,12 @@ class Cider:
 
 
 def rouge(settings: Settings) -> Measure:
-    """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words, by rouge-score; the mean over texts.
+    """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words; the mean over texts.
 
-    Lin 2004, https://aclanthology.org/W04-1013. Words are not stemmed.
+    Lin 2004, https://aclanthology.org/W04-1013. Words are not stemmed, and recall counts as much as precision
+    (COCO's evaluation weighs it by 1.2).
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], tokenizer=_Tokenizer())
-
-    def measured(pair: Pair) -> Row:
-        return {"rouge_l": float(scorer.score(pair.other, pair.value)["rougeL"].fmeasure)}
-
-    return MeanOf(one_by_one(measured), ["rouge_l"])
+    return MeanOf(one_by_one(_rouge_of), ["rouge_l"])
 
 
 def words_of(text: str) -> list[str]:
@@ -122,7 +116,7 @@ def bleu(counts: NDArray[np.int64]) -> float:
 
     NaN where partners have no words.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     matches, totals, lengths = np.split(counts, [MAX_GRAM, 2 * MAX_GRAM])
     found, true = lengths.tolist()
@@ -132,6 +126,22 @@ def bleu(counts: NDArray[np.int64]) -> float:
         matches.tolist(), totals.tolist(), found, true, smooth_method="exp", effective_order=True
     )
     return float(score.score) / 100
+
+
+def longest_common(one: Words, other: Words) -> int:
+    """The length of the longest common subsequence; Hyyrö 2004, "Bit-parallel LCS-length computation".
+
+    A bit for each word of `one`, which becomes 0 where the row of the table of lengths grows: 10,000 words
+    take 20 ms, a table of a number for each pair of words minutes and gigabytes.
+    """
+    places = defaultdict[str, int](int)
+    for place, word in enumerate(one):
+        places[word] |= 1 << place
+    whole = row = (1 << len(one)) - 1
+    for word in other:
+        same = row & places.get(word, 0)
+        row = (row + same | row - same) & whole
+    return len(one) - row.bit_count()
 
 
 def cider_d(found: Sequence[Words], true: Sequence[Words]) -> list[float]:
@@ -153,6 +163,12 @@ def _bleu_counts(metric: "BLEU", pair: Pair) -> NDArray[np.int64]:
     found, true = (" ".join(words_of(text)) for text in (pair.value, pair.other))
     score = metric.sentence_score(found, [true])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.int64)
+
+
+def _rouge_of(pair: Pair) -> Row:
+    found, true = words_of(pair.value), words_of(pair.other)
+    count = len(found) + len(true)
+    return {"rouge_l": 2 * longest_common(found, true) / count if count else 0.0}
 
 
 def _cider_of(found: Grams, true: Grams, documents: Grams, log_total: float) -> float:
@@ -187,10 +203,3 @@ def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 def _unpacked(packed: NDArray[np.uint8]) -> list[str]:
     return packed.tobytes().decode().split("\n")[:-1]
-
-
-class _Tokenizer:
-    """`words_of` in the form that rouge-score takes."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words_of(text)

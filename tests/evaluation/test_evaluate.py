@@ -220,7 +220,7 @@ def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.Mo
     for rank in (0, 1):
         one = replace(asked, world=World(rank, 2))
         [task], _ = plan(one, {"rgb": ["lpips"]})
-        task.measures["lpips"].merge([{"lpips": np.array([0.5 + rank])}])
+        task.measures["lpips"].merge([{"lpips": np.array([1.0, 0, 0, 0.5 + rank])}])
         states = {("rgb", "lpips"): task.measures["lpips"].state()}
         share = Share({}, {"rgb": Counts()}, [], states, {"lpips": {"sha256": "ab"}})
         write_share(root, one.world, settings_of(one, [task]), share)

@@ -1,22 +1,25 @@
 """The simplest measures by hand, and means that any split of the pairs leaves as they are."""
 
 import math
+from fractions import Fraction
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score
 
 from fourm.errors import SampleError
 from fourm.measures.measure import (
+    ExactSum,
     MeanOf,
     Measure,
     Pair,
     Row,
     Settings,
     exact_match,
-    mean_of,
     one_by_one,
     token_share,
 )
@@ -89,6 +92,14 @@ def test_the_share_of_equal_tokens(here: list[int], there: list[int], share: flo
     assert row == {"token_share": share, "all_equal": whole}
 
 
+def test_the_share_of_equal_tokens_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    values = [tuple(rng.integers(0, 4, (2, 196))) for _ in range(5)]
+    wanted = [accuracy_score(true, found) for found, true in values]
+    found = update(token_share(SETTINGS), [pair(*both) for both in values])
+    assert found["token_share"].value == pytest.approx(np.mean(wanted), abs=1e-9)
+
+
 def test_no_tokens_have_no_share() -> None:
     found = update(token_share(SETTINGS), [pair(np.zeros(0, np.int64), np.zeros(0, np.int64))])
     assert found["token_share"].samples == 0
@@ -120,8 +131,20 @@ def test_the_mean_of_any_shares_is_that_of_all(numbers: list[float], shares: int
     np.testing.assert_equal(merged.result(), whole.result())
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
-def test_a_mean_is_that_of_numpy(numbers: list[float]) -> None:
-    found = mean_of(numbers)
-    assert found.value == pytest.approx(np.mean(numbers), rel=1e-9, abs=1e-6)
-    assert (found.samples, found.is_mean) == (len(numbers), True)
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=30), st.randoms())
+def test_a_sum_is_exact_in_any_order_and_stays_small(numbers: list[float], random: Random) -> None:
+    total, shuffled = ExactSum(), ExactSum()
+    random.shuffle(more := [*numbers])
+    for one, other in zip(numbers, more, strict=True):
+        total.add(one)
+        shuffled.add(other)
+    assert total.mean() == shuffled.mean() == float(sum(map(Fraction, numbers))) / len(numbers)
+    assert len(total.state()) <= 3 + 40
+
+
+def test_a_mean_is_that_of_numpy_and_others_are_counted() -> None:
+    total, numbers = ExactSum(), np.random.default_rng(0).normal(30, 9, 1000)
+    for one in [*numbers.tolist(), math.inf, math.nan, math.nan]:
+        total.add(one)
+    assert total.mean() == pytest.approx(numbers.mean(), rel=1e-12)
+    assert (total.finite, total.infinite, total.undefined) == (1000, 1, 2)
