@@ -36,6 +36,8 @@ seen.depth  # numpy (H, W) float32
 seen.tokens["tok_depth"]  # numpy (L,) int64
 seen.save("out/cat")  # the same files that `fourm generate` writes, run.json included
 
+model.embed(rgb=result.rgb, caption="a circle")  # features of the encoder: numpy (layers, width)
+
 for event in model.stream("a large green triangle", steps=4):
     picture = event.preview("rgb")  # as it is after this step
 
@@ -52,8 +54,8 @@ FILES = """A path, as text or `Path`, is read as the command line reads it; text
 as such, and its file only as a `Path`. Tokens are a list or an array (L,), also of the shape of their grid."""  # noqa: E501
 MEMBERS = {
     fourm.Model: (
-        "generate", "stream", "tokenize", "decode", "request", "close", "name", "device", "dtype", "reads",
-        "writes",
+        "generate", "stream", "tokenize", "decode", "embed", "request", "close", "name", "device", "dtype",
+        "reads", "writes",
     ),
     making.StreamEvent: ("preview",),
     fourm.Result: ("picture", "sheet", "save", "names"),
@@ -67,7 +69,7 @@ def signature_of(name: str, function: Any) -> str:
     text = re.sub(r"\b(?:fourm|pathlib|collections|os|typing|numpy|PIL|np)\.(?:[a-z_]+\.)*", "", text)
     text = text.replace("(self, ", "(").replace("(self)", "()")
     text = text.replace(str(Event).replace("fourm.results.events.", ""), "Event")
-    text = text.replace("ndarray[tuple[Any, ...], dtype[int64]]", "ndarray")
+    text = re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[\w+\]\]", "ndarray", text)
     return textwrap.fill(name + text, 110, subsequent_indent="    ", break_on_hyphens=False)
 
 
