@@ -261,7 +261,7 @@ def text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A text tokenizer on both its homes, and its checksum."""
     content = b'{"version": "1.0"}' * 9000
     file = HubFile(text_tokenizer_path().name, len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(download_module.OUTSIDE, "", Commit("", "", (file,)))
+    monkeypatch.setattr(download_module, "TEXT", Commit("", "", (file,)))
     commit = "cda590faa3b9f022c28537193d3e1650527646a3"
     path = f"apple/ml-4m/{commit}/fourm/utils/tokenizer/trained/{text_tokenizer_path().name}"
     hub.github[path] = content

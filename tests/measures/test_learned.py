@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from fourm.errors import SampleError
+from fourm.errors import FourMError, SampleError
 from fourm.measures.learned import ClassEntropy, Frechet, resized, split_of
 from fourm.measures.measure import Measure, Pair, Settings
 from fourm.measures.networks.clip import load_clip, prepare
@@ -245,3 +245,12 @@ def test_with_inception_fid_is_that_of_torch_fidelity_and_each_picture_is_read_o
     # Theirs has the roots of rounding errors in it, of the 2041 eigenvalues that are 0.
     assert value == pytest.approx(RECORDED["fid_of_torchmetrics"], rel=1e-3)
     assert measures["inception_score"].result()["inception_score"].value > 1
+
+
+@pytest.mark.parametrize("name", ["lpips", "clip_score", "fid", "inception_score"])
+def test_a_network_is_loaded_by_the_first_pictures_only(name: str, tmp_path: Path) -> None:
+    measure, other = (build(name, tmp_path / "nothing.safetensors") for _ in range(2))
+    measure.merge([other.state()])
+    assert math.isnan(measure.result()[name].value)
+    with pytest.raises(FourMError, match=r"nothing.safetensors"):
+        measure.update([pair(1, 2)])
