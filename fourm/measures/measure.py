@@ -36,6 +36,7 @@ from fourm.modalities.registry import Modality
 Row = Mapping[str, float]  # numbers of one pair by name; NaN: not defined for it
 Array = NDArray[Any]  # float64, int64 or uint8, of any shape; no texts, no objects
 State = Mapping[str, Array]
+_ENDLESS = 1e300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +101,10 @@ class Measure(Protocol):
 
 
 class ExactSum:
-    """The sum of the finite ones among some numbers, without rounding, and how many numbers of each kind."""
+    """The sum of the finite ones among some numbers, without rounding, and how many numbers of each kind.
+
+    Numbers from 1e300 on count as infinite, so that no sum of a hundred million numbers is.
+    """
 
     def __init__(self) -> None:
         self.finite = self.infinite = self.undefined = 0
@@ -108,13 +112,13 @@ class ExactSum:
 
     def add(self, number: float) -> None:
         """Count a number, and add it if it is finite."""
-        if math.isfinite(number):
+        if abs(number) < _ENDLESS:
             self.finite += 1
             self._grow(number)
-        elif math.isinf(number):
-            self.infinite += 1
-        else:
+        elif math.isnan(number):
             self.undefined += 1
+        else:
+            self.infinite += 1
 
     def state(self) -> Array:
         """(3 + n,) float64: the counts, and n parts."""

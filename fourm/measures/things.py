@@ -146,7 +146,8 @@ def judge_boxes(picture: int, found: Boxes, true: Boxes) -> tuple[Judged, Counte
         rows["picture"], rows["name"], rows["score"] = picture, number, [box.score for box in best]
         rows["hits"] = match_boxes(_corners(best), _corners(theirs))
         judged.append(rows)
-        counts += Counter({number: len(theirs)})  # without names that no true box has
+        if theirs:
+            counts[number] = len(theirs)
     return np.concatenate(judged), counts
 
 
@@ -181,19 +182,16 @@ def box_scores(judged: Judged, counts: Mapping[int, int]) -> dict[str, float]:
         return dict.fromkeys(BOX_SCORES, math.nan)
     # By name, score and picture; those of one picture stay in order.
     judged = judged[np.lexsort((judged["picture"], -judged["score"], judged["name"]))]
-    precisions, recalls = (np.zeros((len(counts), len(_OVERLAPS))) for _ in range(2))
-    for row, (name, total) in enumerate(sorted(counts.items())):
-        start, end = (int(np.searchsorted(judged["name"], name, side)) for side in ("left", "right"))
-        if start == end:
-            continue
-        right = judged["hits"][start:end].cumsum(axis=0)  # (n, overlaps)
-        # At each recall, the best precision of it and of higher ones; 0 beyond the last.
+    names, totals = np.array(sorted(counts.items())).T
+    starts, ends = (judged["name"].searchsorted(names, side) for side in ("left", "right"))
+    precisions, recalls = (np.zeros((len(names), len(_OVERLAPS))) for _ in range(2))
+    for row in np.flatnonzero(starts < ends):
+        right = judged["hits"][starts[row] : ends[row]].cumsum(axis=0)  # (n, overlaps)
         precision = right / np.arange(1, len(right) + 1)[:, None]
-        best = np.maximum.accumulate(precision[::-1])[::-1]
-        for column, reached in enumerate((right / total).T):
-            places = reached.searchsorted(_RECALLS)
-            precisions[row, column] = np.append(best[:, column], 0.0)[places].mean()
-        recalls[row] = right[-1] / total
+        best = np.maximum.accumulate(precision[::-1])[::-1]  # of this recall and of higher ones
+        reached = right / totals[row]
+        steps = np.diff(_RECALLS.searchsorted(reached, "right"), axis=0, prepend=0)  # that each box adds
+        precisions[row], recalls[row] = (best * steps).sum(axis=0) / len(_RECALLS), reached[-1]
     ap50, ap75 = (float(precisions[:, place].mean()) for place in (0, 5))
     return {"ap": float(precisions.mean()), "ap50": ap50, "ap75": ap75, "ar100": float(recalls.mean())}
 

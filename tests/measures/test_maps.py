@@ -15,9 +15,7 @@ from sklearn.metrics import (
     mean_squared_error,
 )
 
-from fourm.errors import SampleError
 from fourm.measures.maps import DEPTH_ERRORS, NORMAL_ERRORS
-from fourm.measures.measure import Pair
 from tests.measures.measuring import build, check_shares, pairs_of, row_of
 
 DEPTH, NORMAL, LABELS, EDGES = "tok_depth@224", "tok_normal@224", "tok_semseg@224", "tok_canny_edge@224"
@@ -26,25 +24,6 @@ TOLERANCE = 1e-6
 
 def floats(*rows: list[float]) -> NDArray[np.float32]:
     return np.array(rows, dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "shape", "kind"),
-    [
-        ("depth", DEPTH, (4, 3), np.float32),
-        ("normals", NORMAL, (4, 3, 3), np.uint8),
-        ("segmentation", LABELS, (4, 3), np.uint8),
-        ("edges", EDGES, (4, 3), np.uint8),
-    ],
-)
-def test_values_of_two_sizes_are_refused_and_change_nothing(
-    name: str, row: str, shape: tuple[int, ...], kind: type
-) -> None:
-    measure = build(name, row)
-    one, other = np.ones(shape, dtype=kind), np.ones((shape[1], shape[0], *shape[2:]), dtype=kind)
-    with pytest.raises(SampleError, match="3 x 4 pixels, but its partner has 4 x 3"):
-        measure.update([Pair("a", None, one, one), Pair("b", None, one, other)])
-    assert all(value.samples == 0 for value in measure.result().values())
 
 
 @pytest.mark.parametrize("is_metric", [False, True])

@@ -131,7 +131,7 @@ def test_the_mean_of_any_shares_is_that_of_all(numbers: list[float], shares: int
     np.testing.assert_equal(merged.result(), whole.result())
 
 
-@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=30), st.randoms())
+@given(st.lists(st.floats(-9e299, 9e299), min_size=1, max_size=30), st.randoms())
 def test_a_sum_is_exact_in_any_order_and_stays_small(numbers: list[float], random: Random) -> None:
     total, shuffled = ExactSum(), ExactSum()
     random.shuffle(more := [*numbers])
@@ -144,7 +144,7 @@ def test_a_sum_is_exact_in_any_order_and_stays_small(numbers: list[float], rando
 
 def test_a_mean_is_that_of_numpy_and_others_are_counted() -> None:
     total, numbers = ExactSum(), np.random.default_rng(0).normal(30, 9, 1000)
-    for one in [*numbers.tolist(), math.inf, math.nan, math.nan]:
+    for one in [*numbers.tolist(), math.inf, 1.7e308, 1.7e308, math.nan]:
         total.add(one)
     assert total.mean() == pytest.approx(numbers.mean(), rel=1e-12)
-    assert (total.finite, total.infinite, total.undefined) == (1000, 1, 2)
+    assert (total.finite, total.infinite, total.undefined) == (1000, 3, 1)

@@ -391,6 +391,33 @@ def test_processes_in_any_order_give_what_one_gives(
     assert all(is_near(again[number], value, 1e-9) for number, value in found.items())
 
 
+@pytest.mark.parametrize(
+    "name", ["psnr", "ssim", "lpips", "depth", "normals", "segmentation", "edges", "cosine", "retrieval"]
+)
+def test_maps_of_two_sizes_of_one_pixel_and_of_none(name: str, networks: Mapping[str, Path]) -> None:
+    (sort,) = MEASURES[name].sorts
+    value, _ = RANDOM[sort](np.random.default_rng(0))
+    value = np.tile(value, (1, 1, 32) if sort == "features" else (4, 4, 1)[: value.ndim])
+    measure = build(name, ROWS[sort], weights=networks.get(name))
+    with pytest.raises(SampleError, match=r"^(\w+ of )?\d+ x \d+.*, but its partner has \d+ x \d+"):
+        measure.update(pairs_of([(value, value), (value, value[:, :-1])]))
+    assert all(number.samples == 0 for number in measure.result().values())
+    pixel, nothing = (value[:, :n, :n] if sort == "features" else value[:n, :n] for n in (1, 0))
+    if name in ("ssim", "lpips"):
+        with pytest.raises(SampleError, match=f"1 x 1 pixels, but {name.upper()} needs"):
+            measure.update(pairs_of([(pixel, pixel)]))
+        with pytest.raises(SampleError, match=f"0 x 0 pixels, but {name.upper()} needs"):
+            measure.update(pairs_of([(nothing, nothing)]))
+        return
+    found = check_shares(name, ROWS[sort], pairs_of([(pixel, pixel)]))
+    assert {*found.values()} == {math.inf} if name == "psnr" else all(map(math.isfinite, found.values()))
+    if sort == "features":
+        with pytest.raises(SampleError, match="features without a number"):
+            measure.update(pairs_of([(nothing, nothing)]))
+    else:
+        assert all(map(math.isnan, check_shares(name, ROWS[sort], pairs_of([(nothing, nothing)])).values()))
+
+
 @pytest.mark.parametrize("name", [row.name for row in MEASURES.values() if row.package])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fourm.measures.tables.find_spec", lambda package: None)
