@@ -21,6 +21,7 @@ from fourm.measures.measure import Measure, Pair, Settings
 from fourm.measures.networks.clip import load_clip, prepare
 from fourm.measures.networks.inception import Inception
 from fourm.measures.tables import MEASURES, build_measure
+from tests.emulated_gpu import emulated
 from tests.measures.seeded import CLIP_TEXTS, RGB, SEEDS, picture, write_clip, write_inception, write_lpips
 
 WIDTH = 6
@@ -254,3 +255,16 @@ def test_a_network_is_loaded_by_the_first_pictures_only(name: str, tmp_path: Pat
     assert math.isnan(measure.result()[name].value)
     with pytest.raises(FourMError, match=r"nothing.safetensors"):
         measure.update([pair(1, 2)])
+
+
+@pytest.mark.parametrize("name", ["lpips", "clip_score"])
+def test_on_a_gpu_numbers_are_the_same_in_groups(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lpips(tmp_path) if name == "lpips" else write_clip(tmp_path / "clip")
+    pairs = [pair(seed, 100 + seed, texts={"caption": "red ab"}) for seed in range(18)]  # 16 and 2
+    with emulated(monkeypatch):
+        measure = build_measure(MEASURES[name], Settings(RGB, "cuda", path))
+        rows = measure.update(pairs)
+    wanted = [row[name] for row in build(name, path).update(pairs)]
+    assert [row[name] for row in rows] == pytest.approx(wanted, abs=1e-4)
