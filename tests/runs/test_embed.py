@@ -12,6 +12,7 @@ from fourm.codecs.files import pack_png, read_array
 from fourm.data.shards import FORMATS
 from fourm.errors import SampleError, UsageError
 from fourm.output.samples import load_run
+from tests.emulated_gpu import emulated
 from tests.folders import tree
 
 Run = Callable[..., tuple[int, str, str]]
@@ -62,6 +63,21 @@ def test_features_do_not_depend_on_batches_and_processes(embed: Run, data: Path)
     for rank in (1, 0):
         assert embed(data, *BOTH, "--out", "divided", "--shard", f"{rank}/2")[0] == 0
     assert made("alone") == made("by-3") == made("by-8") == made("divided")
+
+
+def test_features_of_a_gpu_are_those_of_the_cpu(
+    embed: Run, run: Run, tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*BOTH, "--pool", "tokens", "--layers", "0,last")
+    assert embed(data, *words, "--out", "cpu")[0] == 0
+    wanted = features("cpu")
+    with emulated(monkeypatch):
+        for dtype, bound in (("float32", 1e-4), ("bfloat16", 0.1)):
+            code, _, err = run("embed", data, *words, "--model", tiny, "--dtype", dtype, "--out", dtype)
+            assert (code, f"on cuda:0 in {dtype}" in err) == (0, True), err
+            for key, value in features(dtype).items():
+                assert value.dtype == np.float32
+                np.testing.assert_allclose(value, wanted[key], rtol=bound, atol=bound)
 
 
 def test_every_token_and_chosen_layers(embed: Run, data: Path) -> None:
@@ -129,6 +145,28 @@ def test_a_sample_that_cannot_be_read_fails_alone(embed: Run, data: Path) -> Non
     assert (code, "4 samples embedded, 1 failed" in err) == (3, True), err
     assert sorted(made("out")) == [f"features/f/s{number}.npy" for number in (0, 2, 3, 4)]
     assert json.loads(Path("out/failures.jsonl").read_text())["key"] == "f/s1"
+
+
+def test_samples_that_lack_a_condition_are_left_out_by_name(embed: Run, data: Path) -> None:
+    (data / "caption/f/s1.txt").unlink()
+    code, _, err = embed(data, *BOTH, "--out", "out")
+    assert (code, "f/s1 lacks a file in caption" in err) == (0, True), err
+    assert sorted(features("out")) == ["f/s0", "f/s2", "f/s3", "f/s4"]
+    Path("empty").mkdir()
+    code, _, err = embed("empty", "--cond", "rgb", "--out", "none")
+    assert (code, "empty: holds no picture" in err, Path("none").exists()) == (2, True, False), err
+
+
+def test_what_a_run_wrote_has_features(embed: Run, run: Run, tiny: Path) -> None:
+    words = ("--model", tiny, "--targets", "tok_rgb", "--steps", 1)
+    for form in ("files", "webdataset"):
+        assert run("generate", "a red circle", "a square", *words, "--format", form, "--out", form)[0] == 0
+        code, _, err = embed(form, "--cond", "caption,tok_rgb", "--out", f"of-{form}")
+        assert code == 0, err
+    wanted = features("of-files")
+    assert len(wanted) == 2
+    for key, value in features("of-webdataset").items():
+        assert (value == wanted[key]).all()
 
 
 def test_pictures_alone_and_words_alone(embed: Run, data: Path) -> None:
