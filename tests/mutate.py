@@ -62,6 +62,10 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "schedules": "schedule_command",
     "transfers": "download_command",
     "models": "names",
+    "things": "boxes tables",
+    "maps": "features tables",
+    "texts": "tables",
+    "measure": "tables",
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip

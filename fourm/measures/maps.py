@@ -125,7 +125,7 @@ class Edges:
         counts = [_edges_of(pair) for pair in pairs]
         self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
         self._samples += sum(bool(one.any()) for one in counts)
-        return [{"best_f1": float(edge_f1(one).max()) if one.any() else math.nan} for one in counts]
+        return [{"ods_f1": float(edge_f1(one).max()) if one.any() else math.nan} for one in counts]
 
     def state(self) -> State:
         """As `edge_counts`, of all pictures."""
@@ -150,6 +150,7 @@ class Edges:
 class Retrieval:
     """The share of samples whose partner is among the 1, 5, 10 nearest of all partners, by cosine.
 
+    Hodosh et al. 2013, doi:10.1613/jair.3994.
     Features are means over places. Partners that are as near as the own one count as nearer; several of one
     sample count once. Only features of as many channels are rivals. Rows have no number, because the others
     are known only at the end.
@@ -298,12 +299,12 @@ def count_nearer(ids: Ids, found: Array, true: Array) -> Ids:
     ids: (n,) of samples. found, true: (n, C).
     """
     order = np.argsort(ids, kind="stable")
-    ids, ours, theirs = ids[order], _unit(found[order]), _unit(true[order])
+    ids, theirs = ids[order], _unit(true[order])
     samples, starts, places = np.unique(ids, return_index=True, return_inverse=True)
     nearer = np.zeros(len(ids), dtype=np.int64)
     for start in range(0, len(ids), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(ids)))
-        cosines = ours[rows] @ theirs.T
+        cosines = _unit(found[order[rows]]) @ theirs.T
         own = cosines[np.arange(len(rows)), rows]
         best = np.maximum.reduceat(cosines, starts, axis=1)  # (queries, samples)
         is_nearer = (best >= own[:, None] - _TIE) & (np.arange(len(samples)) != places[rows, None])

@@ -110,9 +110,9 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "the mean cosine of the vectors at each place",
                    "the mean over places; of two zero vectors 1, of one 0"),
         MeasureRow("retrieval", ["features"], dict.fromkeys(("recall_1", "recall_5", "recall_10"), _HIGHER),
-                   "maps:Retrieval", "the share of samples whose own partner is among the nearest ones",
-                   "by the cosine of means over places; partners that are as near as the own one count as "
-                   "nearer"),
+                   "maps:Retrieval", "Hodosh et al. 2013, doi:10.1613/jair.3994",
+                   "the share of samples whose own partner is among the nearest ones, by the cosine of "
+                   "means over places; partners that are as near as the own one count as nearer"),
         MeasureRow("bleu", ["text"], {"bleu_4": _HIGHER}, "texts:Bleu",
                    "Papineni et al. 2002, doi:10.3115/1073083.1073135",
                    "words in lower case without punctuation; 0 to 1, all texts together, one partner each, "
@@ -141,9 +141,10 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "of those left over are wrong; the mean over pictures", weights="tok-human-poses",
                    package="scipy"),
         MeasureRow("palettes", ["palette"], {"lab_distance": _LOWER, "count_error": _LOWER},
-                   "things:palettes", "the distance in CIE Lab (CIE76) of matched colours",
-                   "white D65; colours are paired by the least sum of distances, those left over are "
-                   "counted by the second number alone", package="scipy"),
+                   "things:palettes", "CIE 1976, ISO/CIE 11664-4",
+                   "the Euclidean distance in CIE Lab of matched colours, white D65; colours are paired by "
+                   "the least sum of distances, those left over are counted by the second number alone",
+                   package="scipy"),
         MeasureRow("metadata", ["metadata"], {"fields_equal": _HIGHER}, "things:metadata",
                    "the share of true fields with the same index",
                    "values of one bin are equal; error/NAME is the mean absolute error of each field, "

@@ -101,7 +101,7 @@ def test_only_pixels_that_both_know_are_compared() -> None:
     assert row_of("depth", DEPTH, found, true, known, metric_depth=True)["rmse"] == 0
     a, b = np.array([[1, 2]], dtype=np.uint8), np.array([[1, 3]], dtype=np.uint8)
     assert row_of("segmentation", LABELS, a, b, known)["pixel_accuracy"] == 1
-    assert row_of("edges", EDGES, np.array([[0, 255]], dtype=np.uint8), 0 * a, known)["best_f1"] == 1
+    assert row_of("edges", EDGES, np.array([[0, 255]], dtype=np.uint8), 0 * a, known)["ods_f1"] == 1
     a, b = (np.array([[[255, 128, 128], blue]], dtype=np.uint8) for blue in ([0, 0, 255], [0, 255, 0]))
     assert row_of("normals", NORMAL, a, b, known)["mean_angle"] == 0
 
@@ -177,7 +177,7 @@ def test_edges_are_those_of_distance_transforms() -> None:
     assert wanted[round(numbers["ods_threshold"] * 100) - 1] == pytest.approx(wanted.max(), abs=TOLERANCE)
     assert 0.2 < numbers["ods_f1"] < 0.9
     alone = by_distance(values[:1]).max()
-    assert row_of("edges", EDGES, *values[0])["best_f1"] == pytest.approx(alone, abs=TOLERANCE)
+    assert row_of("edges", EDGES, *values[0])["ods_f1"] == pytest.approx(alone, abs=TOLERANCE)
 
 
 def by_distance(values: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> NDArray[np.float64]:
@@ -211,7 +211,7 @@ def test_edges_by_hand() -> None:
         (line(103), line(100), 0.0), (empty, empty, 1.0), (line(100), empty, 0.0), (empty, line(100), 0.0),
         (line(100) | line(50), line(100), 2 / 3), (line(100), line(100) | line(50), 2 / 3),
     ):  # fmt: skip
-        assert row_of("edges", EDGES, found, true) == {"best_f1": pytest.approx(wanted)}
+        assert row_of("edges", EDGES, found, true) == {"ods_f1": pytest.approx(wanted)}
         assert check_shares("edges", EDGES, pairs_of([(found, true)]))["ods_f1"] == pytest.approx(wanted)
 
 
@@ -220,5 +220,5 @@ def test_one_threshold_serves_all_pictures() -> None:
     true[:, 5] = 255
     weak, strong = (np.where(true, level, noise).astype(np.uint8) for level, noise in ((100, 50), (255, 150)))
     pairs = pairs_of([(weak, true), (strong, true)])
-    assert [row["best_f1"] for row in build("edges", EDGES).update(pairs)] == [1, 1]
+    assert [row["ods_f1"] for row in build("edges", EDGES).update(pairs)] == [1, 1]
     assert check_shares("edges", EDGES, pairs)["ods_f1"] < 0.9
