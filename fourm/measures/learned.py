@@ -28,6 +28,7 @@ from fourm.measures.measure import (
     Value,
     check_side,
     check_sizes,
+    id_of,
     one_by_one,
 )
 from fourm.measures.networks.clip import TextReader, load_clip, prepare
@@ -241,8 +242,7 @@ class ClassEntropy:
 
 def split_of(pair: Pair) -> int:
     """The split of the Inception score that a sample belongs to."""
-    name = f"{pair.key}\0{pair.variation}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % SPLITS
+    return id_of(pair) % SPLITS
 
 
 def resized(picture: Picture) -> Picture:

@@ -8,7 +8,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,7 +92,7 @@ class Cider:
 
     def result(self) -> dict[str, Value]:
         """The mean over pairs."""
-        scores = cider_d([text.split() for text in self._found], [text.split() for text in self._true])
+        scores = cider_d(self._found, self._true)
         return {"cider_d": Value(math.fsum(scores) / len(scores) if scores else math.nan, len(scores))}
 
 
@@ -144,12 +143,13 @@ def longest_common(one: Words, other: Words) -> int:
     return len(one) - row.bit_count()
 
 
-def cider_d(found: Sequence[Words], true: Sequence[Words]) -> list[float]:
-    """CIDEr-D of each of n texts against the true one at its place, 0 to 10; both are lists of words."""
-    grams = [(grams_of(one), grams_of(other)) for one, other in zip(found, true, strict=True)]
-    documents = Counter(chain.from_iterable(other.keys() for _, other in grams))
+def cider_d(found: Sequence[str], true: Sequence[str]) -> list[float]:
+    """CIDEr-D of each of n texts against the true one at its place, 0 to 10; words are between blanks."""
+    # N-grams are counted twice, because those of all texts would need gigabytes.
+    documents = Counter(gram for text in true for gram in grams_of(text.split()))
     log_total = math.log(len(true)) if true else 0.0
-    return [_cider_of(one, other, documents, log_total) for one, other in grams]
+    pairs = ((grams_of(text.split()) for text in both) for both in zip(found, true, strict=True))
+    return [_cider_of(one, other, documents, log_total) for one, other in pairs]
 
 
 def grams_of(words: Words) -> Grams:
