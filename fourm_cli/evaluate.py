@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fourm.errors import SampleError, UsageError, as_addresses, printable
+from fourm.errors import SampleError, UsageError, printable
 from fourm.files.opening import output_path
 from fourm.measures.tables import MEASURES
 from fourm_cli.console import Screen, counted, note, print_json, print_table
@@ -55,10 +55,6 @@ def evaluate(
     from fourm.inputs.world import parse_world
 
     root = parse_folder(folder, sys.stdin.buffer)
-    if out is None and as_addresses(str(root)) != str(root):
-        raise UsageError(
-            f"--out: names a folder here for the results, as {as_addresses(str(root))} is elsewhere"
-        )
     names = tuple(name for name in (measures or "").replace(",", " ").split() if name)
     if measures is not None and not names:
         raise UsageError("--measures: names no measure")

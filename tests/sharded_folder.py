@@ -1,7 +1,7 @@
 """Folders of sharded runs made by hand, in any format, without a model."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ IDS = Place("tok_rgb@64", ".npy", modality="tok_rgb@64", form="ids")
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 CAPTION = Place("caption", ".txt", shared=True, modality="caption", is_condition=True)
 SIZE = 3  # samples of a shard
+Draw = Callable[[Key], bytes]  # the picture of a sample, as a file
 
 
 def record_of(form: Format, shards: int) -> RunRecord:
@@ -31,7 +32,13 @@ def record_of(form: Format, shards: int) -> RunRecord:
     )  # fmt: skip
 
 
-def make_shard(out: Path, record: RunRecord, number: int, failed: Sequence[int] = ()) -> Marker:
+def no_picture(key: Key) -> bytes:
+    return f"picture {key.name}".encode() * 50
+
+
+def make_shard(
+    out: Path, record: RunRecord, number: int, failed: Sequence[int] = (), draw: Draw = no_picture
+) -> Marker:
     """Write one shard. failed: positions of the samples in it that have no results."""
     files, stream = ShardFiles(out, shard := shard_of(number), record.layout), io.BytesIO()
     np.save(stream, np.array([[1, 2, 3, number]], np.int16))
@@ -42,20 +49,22 @@ def make_shard(out: Path, record: RunRecord, number: int, failed: Sequence[int] 
             continue
         files.add(Member(key, None, "caption", ".txt"), f"a text, {key.name}".encode())
         files.add(Member(key, None, IDS.folder, ".npy"), stream.getvalue())
-        files.add(Member(key, None, "rgb", ".png"), f"picture {key.name}".encode() * 50)
+        files.add(Member(key, None, "rgb", ".png"), draw(key))
     failures = tuple(ShardFailure(key.text, 0, "is too long") for key in lost)
     counts = Counts(SIZE, SIZE - len(lost), len(lost))
     settings = settings_digest(record)
     return files.finish(Marker(shard, record.layout, "path", counts, settings, {}, failures, seconds=2.0))
 
 
-def make_folder(out: Path, form: Format, shards: int = 3, made: Sequence[int] = (0, 1, 2)) -> RunRecord:
+def make_folder(
+    out: Path, form: Format, shards: int = 3, made: Sequence[int] = (0, 1, 2), draw: Draw = no_picture
+) -> RunRecord:
     """The folder of a run, with some of its shards; the middle one has a failed sample."""
     out.mkdir(exist_ok=True)
     record = record_of(form, shards)
     (out / RUN).write_text(format_run(record, "0123abcd"))
     for number in made:
-        make_shard(out, record, number, [2] if number == 1 else [])
+        make_shard(out, record, number, [2] if number == 1 else [], draw)
     remove_leftovers(out)
     return record
 

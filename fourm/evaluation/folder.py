@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.data.layout import parse_key
-from fourm.errors import MissingError, SampleError, UsageError, near_match
+from fourm.data.mirrors import local_folder
+from fourm.errors import MissingError, SampleError, UsageError, as_addresses, near_match
 from fourm.evaluation.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
 from fourm.evaluation.results import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
 from fourm.evaluation.shares import Share, path_of_share, read_share, recorded_measures, write_share
@@ -96,14 +97,14 @@ def evaluate(
     without any, all that fit the values and whose networks are on this machine. metric_depth=True: depth is
     compared as it is; else each picture's scale and shift are fitted first. model: whose modalities the
     values are, if the record of the folder does not say it. shard: "0/4" measures one of four shares. out:
-    another folder for the results.
+    another folder for the results, as the address of an object store needs one.
     None: other shares are not measured yet; the last one returns the results of all. UsageError: a folder
     that cannot be read, an unknown measure, nothing to compare; MissingError: a network is not here.
     """
     names = measures.replace(",", " ").split() if isinstance(measures, str) else measures
     other, there = (None if one is None else path_text(one) for one in (against, out))
     return measure_folder(Asked(
-        Path(path_text(folder)), other, tuple(names), metric_depth, model, device, parse_world(shard, {}),
+        local_folder(folder), other, tuple(names), metric_depth, model, device, parse_world(shard, {}),
         None if there is None else Path(there),
     ))  # fmt: skip
 
@@ -116,6 +117,8 @@ def measure_folder(
     seen: is told how many pairs were measured since the last call. only_merge: nothing is measured, and no
     network is needed; UsageError if a share is not there.
     """
+    if asked.out is None and (place := as_addresses(str(asked.root))) != str(asked.root):
+        raise UsageError(f"`out`: names a folder here for the results, as {place} is elsewhere")
     folder, world, rows = asked.folder, asked.world, Rows()
     tasks, notes = plan(asked, recorded_measures(folder, world.size) if only_merge else None)
     settings, sources = settings_of(asked, tasks), dict[str, object]()
@@ -199,7 +202,7 @@ def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     folders = [folder for task in tasks for folder in (task.pairs.here, task.pairs.there)]
     runs = [run.identity for one in folders if isinstance(one, RunFolder) for run in one.runs]
     return {
-        "folder": str(asked.root), "against": asked.against, "runs": sorted({*runs}),
+        "folder": as_addresses(str(asked.root)), "against": asked.against, "runs": sorted({*runs}),
         "measures": {task.name: list(task.measures) for task in tasks}, "metric_depth": asked.metric_depth,
         "processes": asked.world.size, "interval": LEVEL, "resamples": RESAMPLES, "seed": SEED,
         "version": __version__,

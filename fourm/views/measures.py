@@ -75,7 +75,7 @@ def draw_worst(found: Evaluation, one: Number) -> Image.Image | None:
             continue
         if pair is not None:
             which = key if variation is None else f"{key}-v{variation}"
-            cells.append(_cells(pairs, pair, f"{which}\n{one.name} {number:.4g}"))
+            cells.append(_cells(pairs, pair, f"{which}\n{one.name}: {number:.4g}"))
     heads = ["measured", "compared with"] if pairs.partner else ["measured"]
     sheets = [draw_sheet(cells[at : at + LINES], heads) for at in range(0, len(cells), LINES)]
     return beside(sheets) if sheets else None
