@@ -144,6 +144,7 @@ def measure_folder(
                 raise UsageError(f"{folder / EVAL}: no share {which} of these settings is there")
             if lacking:
                 return None
+        _check_any(asked, tasks)
         found = _result(asked, tasks, rows, notes, {**settings, "sources": sources})
         # The first file is deleted first and written last: nobody sees results of which half is old.
         remove_measures(folder, EVAL_DRAWINGS)
@@ -220,6 +221,15 @@ def _sources(tasks: Sequence[Task]) -> dict[str, object]:
             network = {"weights": row.weights, "sha256": checksum, "torch": version("torch")}
         found[name] = {**source_of(row), **network}
     return found
+
+
+def _check_any(asked: Asked, tasks: Sequence[Task]) -> None:
+    """UsageError if all is compared with something and nothing has a partner: names do not fit together."""
+    is_alone = all(one.pairs.partner is not None and not one.pairs.counts.pairs for one in tasks)
+    if is_alone and not any(one.pairs.problems for one in tasks):
+        numbers = {one.name: one.pairs.counts.without_partner for one in tasks}
+        found = ", ".join(f"{count:,} of {name}" for name, count in numbers.items())
+        raise UsageError(f"{asked.against}: has no sample with the name of one in {asked.root} ({found})")
 
 
 def _share_of(tasks: Sequence[Task], rows: Rows, sources: Mapping[str, object]) -> Share:
