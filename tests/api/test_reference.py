@@ -15,6 +15,7 @@ import pytest
 import fourm
 from fourm.api import making, reading, results
 from fourm.codecs import taking
+from fourm.evaluation.results import Evaluation, Number
 from fourm.results.events import Event
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,10 +42,15 @@ model.embed(rgb=result.rgb, caption="a circle")  # features of the encoder: nump
 for event in model.stream("a large green triangle", steps=4):
     picture = event.preview("rgb")  # as it is after this step
 
-request = model.request("a large green triangle", out="out/many", variations=2, steps=4)
-for event in fourm.run(request, model):  # a run that writes a folder, for many samples
-    pass
+for out, steps in (("out/many", 4), ("out/fine", 8)):
+    request = model.request("a large green triangle", out=out, variations=2, steps=steps)
+    for event in fourm.run(request, model):  # a run that writes a folder, for many samples
+        pass
 fourm.read("out/many")[1].rgb
+
+found = fourm.evaluate("out/many", "out/fine", measures="psnr,token_share")  # a table
+found.value("psnr")  # dB, the mean over samples and variations
+found.rows["00000/000000", 1]["rgb/psnr"]  # that of one
 ```
 
 A result is that of the command line, byte by byte, for the same model, schedule, seed, key and variation. `import fourm` imports no torch; `fourm.load` does.
@@ -59,6 +65,7 @@ MEMBERS = {
     ),
     making.StreamEvent: ("preview",),
     fourm.Result: ("picture", "sheet", "save", "names"),
+    Evaluation: ("value", "to_json", "to_csv"), Number: (),
     results.Tokens: (), reading.Results: (), fourm.Schedule: (), fourm.FourMError: (),
 }  # fmt: skip
 
@@ -77,7 +84,7 @@ def reference() -> str:
     """The page."""
     table = (inspect.getdoc(taking) or "").partition("\n\n")[2]
     parts = [HEAD.strip(), "## Values that conditions take", table, FILES]
-    for name in ("load", "run", "read"):
+    for name in ("load", "run", "read", "evaluate"):
         function = getattr(fourm, name)
         parts += [
             f"## fourm.{name}",

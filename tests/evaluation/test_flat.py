@@ -31,7 +31,7 @@ def features(found):
     return net(batch).flatten(1).double().numpy()
 
 learned.small = lambda settings: learned.Frechet(features, 32)
-MEASURES["small"] = MeasureRow("small", ["picture"], {"fid": "lower"}, "learned:small", "")
+MEASURES["small"] = MeasureRow("small", ["picture"], {"fid": "lower"}, "learned:small", "", "")
 start = time.monotonic()
 found = fourm.evaluate(sys.argv[1], sys.argv[2], measures="psnr ssim small")
 seconds = time.monotonic() - start

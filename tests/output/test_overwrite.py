@@ -147,3 +147,27 @@ def test_of_several_processes_the_first_goes_on_with_it(half: Path, monkeypatch:
         join(half, settings, launch=Launch(rank, 2, now()), resume=True)
     assert load_run(half).record.seed == 3
     assert not (half / SR_RUN).exists()
+
+
+@pytest.mark.parametrize("file", [RUN, SR_RUN])
+def test_what_was_measured_goes_with_the_run(file: str, tmp_path: Path) -> None:
+    fill(out := tmp_path / "out")
+    measured = {"eval.json", "eval.csv", "eval/00001-of-00002.npz", "eval/histograms.png"}
+    for name in {*measured, "eval/worst-rgb-psnr.png", "eval/notes.txt"}:
+        write_text(out, out / name, "x")
+    join(out, SETTINGS if file == RUN else FINER, file, overwrite=True)
+    left = {
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if "eval" in path.relative_to(out).as_posix()
+    }
+    assert left == {"eval", "eval/notes.txt"}  # a file of somebody else
+
+
+def test_a_link_in_the_place_of_measures_is_not_followed(tmp_path: Path) -> None:
+    fill(out := tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "histograms.png").write_text("x")
+    (out / "eval").symlink_to(tmp_path / "other")
+    join(out, SETTINGS, overwrite=True)
+    assert (tmp_path / "other" / "histograms.png").exists()
