@@ -222,7 +222,7 @@ def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.Mo
         [task], _ = plan(one, {"rgb": ["lpips"]})
         task.measures["lpips"].merge([{"lpips": np.array([1.0, 0, 0, 0.5 + rank])}])
         states = {("rgb", "lpips"): task.measures["lpips"].state()}
-        share = Share({}, {"rgb": Counts()}, [], states, {"lpips": {"sha256": "ab"}})
+        share = Share({}, {"rgb": Counts(pairs=1)}, [], states, {"lpips": {"sha256": "ab"}})
         write_share(root, one.world, settings_of(one, [task]), share)
     found = measure_folder(one, only_merge=True)
     assert found is not None
@@ -254,6 +254,16 @@ def test_values_that_do_not_fit_together_are_named(run: Run, tmp_path: Path) -> 
     code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr")
     assert (code, out.split()[-2]) == (3, "1")
     assert f"{KEYS[1].text}: rgb: 6 x 4 pixels, but its partner has 8 x 8" in err
+
+
+def test_folders_without_a_name_in_common_are_refused(run: Run, tmp_path: Path) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data", 3)
+    (tmp_path / "data" / "rgb" / "00000").rename(tmp_path / "data" / "rgb" / "other")
+    code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr")
+    assert (code, out) == (2, "")
+    assert "has no sample with the name of one in" in err
+    assert "(3 of rgb)" in err
+    assert not (root / "eval.json").exists()
 
 
 def test_results_may_go_elsewhere(run: Run, tmp_path: Path) -> None:
