@@ -65,7 +65,7 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "things": "boxes tables",
     "maps": "features tables",
     "texts": "tables",
-    "measure": "tables",
+    "measure": "features maps tables",
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip

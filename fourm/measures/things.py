@@ -159,12 +159,15 @@ def match_boxes(found: Floats, true: Floats) -> NDArray[np.bool_]:
     """
     hits, every = np.zeros((len(found), len(_OVERLAPS)), dtype=np.bool_), np.arange(len(_OVERLAPS))
     is_free = np.ones((len(_OVERLAPS), len(true)), dtype=np.bool_)
-    for row, box in zip(hits, found, strict=True) if len(true) else ():
+    for row, box in zip(hits, found, strict=True):
         overlaps = overlaps_of(box, true)
-        fit = np.where(is_free & (overlaps >= _OVERLAPS[:, None]), overlaps, -1.0)
-        best = len(true) - 1 - fit[:, ::-1].argmax(axis=1)  # of equal ones the last, as there
+        near = np.flatnonzero(overlaps >= _OVERLAPS[0])
+        if not len(near):
+            continue
+        fit = np.where(is_free[:, near] & (overlaps[near] >= _OVERLAPS[:, None]), overlaps[near], -1.0)
+        best = len(near) - 1 - fit[:, ::-1].argmax(axis=1)  # of equal ones the last, as there
         row[:] = fit[every, best] >= 0
-        is_free[every, best] &= ~row
+        is_free[every, near[best]] &= ~row
     return hits
 
 

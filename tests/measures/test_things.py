@@ -145,6 +145,10 @@ def test_metadata_by_hand() -> None:
         "error/watermark_score": 0,
     }  # fmt: skip
     assert check_shares("metadata", "metadata", pairs_of([((), true)]))["fields_equal"] == 0
+    measure = build("metadata", "metadata")
+    measure.update(pairs_of([(found, true)]))
+    details = [name for name, value in measure.result().items() if value.is_detail]
+    assert details == ["error/brightness", "error/n_humans", "error/original_width"]
 
 
 def test_metadata_is_equal_where_its_words_are() -> None:
