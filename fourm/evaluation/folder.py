@@ -128,7 +128,7 @@ def measure_folder(
             path_of_share(folder, world).unlink(missing_ok=True)  # no other process merges an old one
             for task in tasks:
                 task.measure(rows, seen)
-            sources = _sources(tasks)
+            sources = _sources(asked, tasks)
         if world.size > 1:
             if not only_merge:
                 write_share(folder, world, settings, _share_of(tasks, rows, sources))
@@ -210,15 +210,17 @@ def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _sources(tasks: Sequence[Task]) -> dict[str, object]:
+def _sources(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     """Of each measure, what its numbers depend on: where it is defined, settings, network, packages."""
     found = dict[str, object]()
     for name in dict.fromkeys(name for task in tasks for name in task.measures):
         row = MEASURES[name]
         network = {}
         if row.weights:
-            checksum = sha256_of_file(weights_of(find_measure(row.weights)))
-            network = {"weights": row.weights, "sha256": checksum, "torch": version("torch")}
+            network = {
+                "weights": row.weights, "sha256": sha256_of_file(weights_of(find_measure(row.weights))),
+                "torch": version("torch"), "device": _device(asked),
+            }  # fmt: skip
         found[name] = {**source_of(row), **network}
     return found
 
@@ -300,9 +302,14 @@ def _settings_for(row: MeasureRow, pairs: Pairs, asked: Asked, is_measured: bool
     if not row.weights:
         return Settings(modality, metric_depth=asked.metric_depth)
     weights = find_measure(row.weights)
+    return Settings(modality, _device(asked), weights, asked.metric_depth)
+
+
+def _device(asked: Asked) -> str:
+    """Where networks run."""
     from fourm.runs.device import choose_device  # imports torch, which networks alone need
 
-    return Settings(modality, str(choose_device(asked.device, asked.world)), weights, asked.metric_depth)
+    return str(choose_device(asked.device, asked.world))
 
 
 def _grouped(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
@@ -329,7 +336,7 @@ def _notes(asked: Asked, alone: Sequence[str], missing: Iterable[MeasureRow]) ->
         yield f"not measured: {names}; `pip install 'fourm[eval]'` installs what they need"
     if networks:
         names, weights = ", ".join(row.name for row in networks), {row.weights: None for row in networks}
-        yield f"not measured: {names}; `fourm download {' '.join(weights)}` fetches their networks"
+        yield f"not measured: {names}; `fourm download {' '.join(weights)}` fetches what they need"
 
 
 def _why_unused(row: MeasureRow, asked: Asked) -> str:
