@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fourm.data.shards import FILES
 from fourm.errors import UsageError, as_addresses, near_match
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 @with_options(
     **sample_options.OPTIONS,
+    best=option("Of N variations keep the K under which the model finds --by most likely: 1/8.", "K/N", RUN),
+    by=option("Conditions that choose them, which the model must be able to write: caption.", "NAME,...", RUN),
     out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
                "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
                parser=options.parse_out),
@@ -43,8 +45,9 @@ def generate(
     *, inputs: sample_options.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
     sr_model: str | None = None, machine: options.Machine, engine: options.Execution,
     configs: options.ConfigFiles, num_variations: int | None = None, seed: int | None = None,
-    fit: str | None = None, weights: str | None = None, out: options.Out | None = None,
-    layout: options.Layout, writing: options.Writing, dry_run: bool = False, report: options.Reporting,
+    best: str | None = None, by: str | None = None, fit: str | None = None, weights: str | None = None,
+    out: options.Out | None = None, layout: options.Layout, writing: options.Writing,
+    dry_run: bool = False, report: options.Reporting,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -75,7 +78,7 @@ def generate(
     files = choose_parts(find_model(name if model is None else model), machine, run_settings)
     if replay is not None:
         _check_replay({
-            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
+            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations, "--best": best,
             "options of a schedule": schedule, "--dtype": machine.dtype, "--weights": weights, "--fit": fit,
             "configuration files": configs.paths, "--sr-model": sr_model, **layout.named(), **writing.named(),
         })  # fmt: skip
@@ -94,10 +97,11 @@ def generate(
         sr_run = plan_sr(settings, files, chain, sr_model)
     requests = [make_request(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
-        num_variations=source.num_variations, seed=seed if seed is not None else run_settings.seed or 0,
-        only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
+        seed=seed if seed is not None else run_settings.seed or 0, fit=options.parse_fit(fit),
+        weights=weights, only=choose_keys(dataset.samples, inputs.only),
+        **_choose_variations((best, by), num_variations, source, chain, files),
     ).staged()]  # fmt: skip
-    requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=())] if sr_run else []
+    requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=(), best=None)] if sr_run else []
     make(requests, dataset, report, engine, dry_run, sharded)
 
 
@@ -282,6 +286,27 @@ def _read_sr(
     return some, Sharded(found, form, size, layout.retry_failed)
 
 
+def _choose_variations(
+    asked: tuple[str | None, str | None], given: int | None, source: "Source", chain: "Chain",
+    files: "ModelFiles",
+) -> dict[str, Any]:  # fmt: skip
+    """How many variations are kept of each sample, and how they are chosen; asked: --best and --by.
+
+    given: --num-variations.
+    """
+    from fourm.schedule.best import parse_best
+
+    best, by = asked
+    if best is None and by is None:
+        return {"num_variations": source.num_variations}
+    if best is None or by is None:
+        raise UsageError("--best K/N and --by NAME belong together: --best 1/8 --by caption")
+    if given is not None:
+        raise UsageError(f"--num-variations {given}: --best {best} says how many are made and kept")
+    kept, chosen = parse_best(best, re.split(r"[,\s]+", by.strip()), chain, files)
+    return {"num_variations": kept, "best": chosen}
+
+
 def _check_replay(used: Mapping[str, object]) -> None:
     """Refuse options that a replay takes from the run that it repeats; used: by name for the message."""
     if refused := [name for name, value in used.items() if value]:
@@ -372,6 +397,7 @@ def _repeat(
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
             detokenizer_solver=record.detokenizer_solver,
             blend=record.blend, fit=record.fit, restore=record.restore,
+            best=record.best,
         )
         for record, model, chain, samples in runs
     ]  # fmt: skip

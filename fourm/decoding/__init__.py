@@ -7,6 +7,7 @@ PUBLIC = {
     "engine": "Engine RELEASED_SENTINELS group_by_counts with_targets",
     "features": "encode_features",
     "sampling": "Noise",
+    "scoring": "log_likelihood",
     "steps": "Progress",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -23,6 +23,7 @@ from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of_file
 from fourm.output.record import BASE, FEATURES, RUN, SR, SR_RUN, TOKENS, RunRecord
 from fourm.output.samples import Run, chain_names, open_runs, samples_for
+from fourm.schedule.best import MOST, Best
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
@@ -285,6 +286,15 @@ class _PictureTexts:
             raise _refusal(self.path, f"its {name} {what}: '{printable(text[:40])}'")
         return int(text)
 
+    def best(self) -> Best | None:
+        """How variations were chosen, if they were."""
+        if not (text := self.texts.get("best of", "")):
+            return None
+        found = re.fullmatch(r"([0-9]{1,5}) by (\S+)", text)
+        if found is None or not 2 <= int(found[1]) <= MOST:
+            raise _refusal(self.path, f"does not say how its best variations were chosen: '{printable(text[:40])}'")
+        return Best(int(found[1]), tuple(found[2].split(",")))
+
     def record(self, prefix: str) -> RunRecord:
         """Of the run whose facts have this prefix: "" for the picture's own, "base " for the first one."""
         count = self.number("variations", MAX_SAMPLES, 1)
@@ -301,4 +311,5 @@ class _PictureTexts:
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
             detokenizer_solver=self.text("detokenizer solver"),
             blend=self.texts.get("blend") != "no",
+            best=None if prefix else self.best(),
         )  # fmt: skip

@@ -20,6 +20,7 @@ from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import BASE, FEATURES, NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
+from fourm.schedule.best import Best
 from fourm.schedule.chain import Chain
 from fourm.schedule.features import Features
 from fourm.schedule.settings import MAX_SEED
@@ -78,6 +79,7 @@ class Request:
     restore: bool = False  # values are of the whole pictures, not of the squares that the model sees
     store: str = ""  # address of the folder that shards are uploaded to; `out` is a temporary one then
     features: Features | None = None  # of the encoder, which are made in place of targets
+    best: Best | None = None  # variations are the best of more, which are made and scored
 
     @property
     def chosen(self) -> Sequence[Sample]:
@@ -136,6 +138,10 @@ class Request:
             limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
             raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
         parse_solver(self.diffusion_solver)
+        if self.best is not None and not self.num_variations < self.best.of:
+            raise UsageError(f"`best`: {self.num_variations} of {self.best.of} variations leave none out")
+        if self.best is not None and self.preview:
+            raise UsageError("`preview`: shows a result while it is made, and `best` chooses when all are made")
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
         check_choice("fit", self.fit, FITS)

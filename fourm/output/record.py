@@ -14,6 +14,7 @@ from fourm.files.writing import PARTIAL
 from fourm.hub.header import FULL, Weights
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
+from fourm.schedule.best import Best
 from fourm.schedule.features import Features
 from fourm.schedule.settings import MAX_SEED
 from fourm.schedule.solvers import DDIM
@@ -105,6 +106,7 @@ class RunRecord:
     num_crops: _Count = 1  # of each sample, of a run that tokenizes
     min_scale: float | None = None  # smallest share of a picture that a random crop shows, likewise
     features: Features | None = None  # of the encoder, of a run that makes these
+    best: Best | None = None  # how variations were chosen of more
 
     @property
     def is_sharded(self) -> bool:

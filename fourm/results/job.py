@@ -38,6 +38,7 @@ from fourm.schedule.solvers import DDIM, parse_solver
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 CROPS = Place(CROP_SETTINGS, ".npy", form="extra")  # one row of each file for each row of its token files
 ENCODED = Place("features", ".npy", form="features")  # what the encoder makes of the conditions
+SCORES = Place("scores", ".json", shared=True, form="extra")  # of all variations, where the best are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ def make_record(job: Job) -> RunRecord:
         *(preview_place(step.target, step.number) for step in steps),
         *map(order_place, grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
+        *([SCORES] if request.best is not None else []),
     )
     return RunRecord(
         schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,
@@ -265,7 +267,7 @@ def make_record(job: Job) -> RunRecord:
         detokenizer_solver=request.diffusion_solver, blend=request.blend, batch_size=job.batch_size,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         fit=request.fit, restore=request.restore, compile=request.compile, weights=request.weights or FULL,
-        features=request.features, places=(*job.written, *extras),
+        features=request.features, best=request.best, places=(*job.written, *extras),
         device_type=job.device.type, device=_describe(job.device), versions=_versions(),
         command=request.command, created=now(),
     )  # fmt: skip

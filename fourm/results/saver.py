@@ -27,7 +27,7 @@ from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.networks.state import Batch, Slot
 from fourm.output.record import FRAMES
 from fourm.results.events import Event, Failed, Malformed, Saved
-from fourm.results.job import Job, malformed_place, order_place, preview_place
+from fourm.results.job import SCORES, Job, malformed_place, order_place, preview_place
 from fourm.results.sinks import Pack, Sink
 from fourm.results.values import (
     PREVIEW_STEPS,
@@ -107,6 +107,10 @@ class Saver:
         given = {name: value for name, value in made.values.items() if name not in targets}
         row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
         yield from self._recorded([row], self._write_values(row, made.values))
+
+    def save_scores(self, work: Work, text: str) -> None:
+        """Write the scores of all variations of a sample, of which the best are kept."""
+        self._write_extra(SCORES, work, partial(_pack_text, text))
 
     def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
         """Write the features of a sample; the event to report is returned."""
@@ -237,6 +241,7 @@ class Saver:
             "kept weights": None if record.weights == FULL else record.weights,
             "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
             "detokenizer solver": None if record.detokenizer_solver == DDIM else record.detokenizer_solver,
+            "best of": record.best and f"{record.best.of} by {','.join(record.best.by)}",
         }  # fmt: skip
         if self.job.request.restore or self.job.request.fit != "crop":
             facts |= {"fit": record.fit, "restore": int(record.restore)}

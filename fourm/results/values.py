@@ -198,6 +198,9 @@ class Collector:
         self.failures[work.result] = reason
         return Failed(*work.result, reason)
 
+    def save_scores(self, work: Work, text: str) -> None:
+        """Nothing is kept of them."""
+
     def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
         """Keep the features of a sample; the event to report is returned."""
         self.features[work.result] = features

@@ -49,6 +49,7 @@ from fourm.runs.device import (
     resolve_dtype,
     resolve_weights,
 )
+from fourm.runs.best import Chooser, keep_best
 from fourm.runs.features import embed
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.planning import Plan, check_disk, plan_results
@@ -320,10 +321,17 @@ def has_conditions(request: Request, work: Work) -> bool:
 
 
 def make_results(engine: Engine, writer: Saver | Collector, todo: Sequence[Work]) -> Iterator[Event]:
-    """What the request asks for: the targets of samples, or features of their conditions."""
-    if writer.job.request.features is not None:
+    """What the request asks for: the targets of samples, the best of several, or features of conditions."""
+    request = writer.job.request
+    if request.features is not None:
         return embed(engine.network, writer, todo)
-    return generate(engine, writer, todo)
+    if request.best is None:
+        return generate(engine, writer, todo)
+    samples = {work.sample.key: work.sample for work in todo}.values()
+    wanted = frozenset(work.result for work in todo)
+    chooser = Chooser(writer, engine.network, request.best, wanted)
+    works = [Work(sample, number) for sample in samples for number in range(request.best.of)]
+    return keep_best(generate(engine, chooser, works), chooser)
 
 
 def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:

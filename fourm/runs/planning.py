@@ -116,9 +116,16 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     cost = estimate(request.chain, request.model, job.dtype, weights=request.weights or FULL)
     samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
-        job, todo, len(samples), len(made) + len(todo), folders, cost.passes,
+        job, todo, len(samples), len(made) + len(todo), folders, _passes(request, cost.passes),
         job.evaluations,
     )  # fmt: skip
+
+
+def _passes(request: Request, passes: int) -> int:
+    """Forward passes for one result, its share of those of variations that are left out included."""
+    if request.best is None:
+        return passes
+    return math.ceil((passes + len(request.best.by)) * request.best.of / request.num_variations)
 
 
 def _num_records(request: Request, chosen: int) -> int:
