@@ -56,7 +56,6 @@ def generate(
         fourm generate "a small red circle above a blue square" --temps 3.0-0.5 --out out
         cat prompts.txt | fourm generate --data - --targets tok_clip-tok_rgb --out out
         fourm generate cat.jpg --targets caption-depth-normal
-        fourm generate photos/ "a small red circle" --targets depth --out out
         fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out out
         fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
         fourm generate --data prompts.txt --sr-targets tok_clip-tok_rgb --out out
@@ -70,8 +69,7 @@ def generate(
     from fourm.sources.reading import choose_keys
 
     schedule = {"cond_domains": "none", **schedule} if inputs.is_empty else schedule
-    settings = read_settings(configs.paths, schedule)
-    run_settings = settings.run
+    run_settings = (settings := read_settings(configs.paths, schedule)).run
     out = layout.choose_out(out, run_settings.folder)
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO
@@ -101,7 +99,8 @@ def generate(
         weights=weights, only=choose_keys(dataset.samples, inputs.only),
         **_choose_variations((best, by), num_variations, source, chain, files),
     ).staged()]  # fmt: skip
-    requests += [replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=(), best=None)] if sr_run else []
+    if sr_run:
+        requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=(), best=None))
     make(requests, dataset, report, engine, dry_run, sharded)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -292,7 +293,7 @@ class _PictureTexts:
             return None
         found = re.fullmatch(r"([0-9]{1,5}) by (\S+)", text)
         if found is None or not 2 <= int(found[1]) <= MOST:
-            raise _refusal(self.path, f"does not say how its best variations were chosen: '{printable(text[:40])}'")
+            raise _refusal(self.path, f"its best of is not N by NAMES: '{printable(text[:40])}'")
         return Best(int(found[1]), tuple(found[2].split(",")))
 
     def record(self, prefix: str) -> RunRecord:

@@ -61,7 +61,8 @@ def test_batches_resuming_and_replays_choose_alike(make: Run, run: Run, tiny: Pa
     assert make(*words, "--out", "b", "--resume")[0] == 0
     assert whole == tree(Path("b"))
     picture = "rgb/00000/000002.png"
-    code, _, err = run("generate", "--replay", f"a/{picture}", "--model", tiny, "--device", "cpu", "--out", "again")
+    words = ("generate", "--replay", f"a/{picture}", "--model", tiny, "--device", "cpu")
+    code, _, err = run(*words, "--out", "again")
     assert code == 0, err
     assert tree(Path("again"))[picture] == whole[picture]
 
