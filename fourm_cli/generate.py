@@ -87,13 +87,12 @@ def generate(
     settings = replace(settings, base=sample_options.with_conditions(settings.base, source))
     chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
-    make_request = requester(machine, layout, writing, run_settings, out, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
     dataset, sharded = read_input(source, chain, files, sr_run[1].keeps if sr_run else (), inputs, layout)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
-    requests = [make_request(
+    requests = [requester(machine, layout, writing, run_settings, out, source.data)(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
         seed=seed if seed is not None else run_settings.seed or 0, fit=options.parse_fit(fit),
         weights=weights, only=choose_keys(dataset.samples, inputs.only),
