@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 @with_options(
     **sample_options.OPTIONS,
-    best=option("Of N variations keep the K under which the model finds --by most likely: 1/8.", "K/N", RUN),
-    by=option("Conditions that choose them, which the model must be able to write: caption.", "NAME,...", RUN),
+    best=option("Of N variations keep the K that suit --by best: 1/8.", "K/N", RUN),
+    by=option("Conditions whose likelihood chooses: caption.", "NAME,...", RUN),
     out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
                "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
                parser=options.parse_out),
@@ -69,7 +69,8 @@ def generate(
     from fourm.sources.reading import choose_keys
 
     schedule = {"cond_domains": "none", **schedule} if inputs.is_empty else schedule
-    run_settings = (settings := read_settings(configs.paths, schedule)).run
+    settings = read_settings(configs.paths, schedule)
+    run_settings = settings.run
     out = layout.choose_out(out, run_settings.folder)
     replay = None if inputs.replay is None else read_replay(inputs.replay)
     name = replay.base.model if replay else run_settings.model or DEMO

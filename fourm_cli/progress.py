@@ -105,7 +105,7 @@ class Tally:
     counts: Counter[type[Event]] = field(default_factory=Counter)
     tokens: int = 0
     decoded: float = 0.0  # results; one that is being decoded counts as the fraction that is done
-    ended: int = 0  # results whose last step is done
+    ended: float = 0.0  # results whose last step is done
     decoding_seconds: float = 0.0  # inside decoding steps
     evaluations: int = 0  # diffusion steps times the samples of each
     detokenizing_seconds: float = 0.0  # inside diffusion steps
@@ -125,9 +125,10 @@ class Tally:
                 self.tokens += event.fixed
                 self.decoding_seconds += event.seconds
                 # A text has an event for each token. A batch may be saved during the next one.
-                self.decoded = max(self.done, self.ended) + len(event.keys) * event.share
+                count = len(event.keys) / (self.start.best_of / self.start.variations or 1)
+                self.decoded = max(self.done, self.ended) + count * event.share
                 is_over = event.fixed == 0 or event.scheme != "autoregressive"
-                self.ended += len(event.keys) if is_over and event.step + 1 == event.steps else 0
+                self.ended += count if is_over and event.step + 1 == event.steps else 0
             case Detokenized():
                 self.step = event
                 self.evaluations += len(event.keys)
@@ -232,6 +233,7 @@ def headline(start: Started) -> str:
     """The line at the start of a run: samples, model, device, dtype, batch size."""
     unit = f"results, {start.variations} variations each"
     what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
+    what += f", the best of {start.best_of}" if start.best_of else ""
     done = f"{start.skipped}"
     if start.shards and not start.total:
         what, done = counted(start.shards, "shard"), counted(start.skipped, "sample")

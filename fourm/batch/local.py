@@ -39,7 +39,7 @@ def run_share(batch: Batch, share: Share, workers: int = 1) -> Iterator[Event]:
 
 def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) -> Started:
     """The event at the start of making a share."""
-    job, skipped = stages[0].job, share.done.saved + share.done.failed
+    job, record, skipped = stages[0].job, stages[0].run.record, share.done.saved + share.done.failed
     counts = [shard.count for shard in share.todo]
     due = sum(count or 0 for count in counts) * batch.variations * len(batch.requests)
     return Started(
@@ -48,7 +48,8 @@ def start_of(batch: Batch, share: Share, stages: list[Stage], workers: int = 1) 
         device=str(job.device), steps=sum(stage.job.steps for stage in stages),
         evaluations=job.evaluations, variations=batch.variations, dtype=job.dtype,
         shards=len(share.shards), workers=workers, damaged=share.faults,
-        stage=FEATURES if stages[0].run.record.stage == FEATURES else BASE,
+        stage=FEATURES if record.stage == FEATURES else BASE,
+        best_of=0 if record.best is None else record.best.of,
     )  # fmt: skip
 
 

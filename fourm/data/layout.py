@@ -13,8 +13,8 @@ from fourm.files.opening import is_encodable
 from fourm.files.writing import PARTIAL, refuse_inside
 
 # What the files of a place hold: token ids; values; of a target of which a part is kept, the value or the ids
-# that were given, and the mask of what is kept; anything that only some samples have.
-PLACE_FORMS = ("ids", "value", "kept", "kept_ids", "mask", "features", "extra")
+# that were given, and the mask of what is kept; features; scores of variations; anything that only some have.
+PLACE_FORMS = ("ids", "value", "kept", "kept_ids", "mask", "features", "scores", "extra")
 SAMPLES_PER_FOLDER = 1000
 MAX_SAMPLES = 10_000_000  # results of one run: more do not fit into the memory of a small machine
 MAX_NAME_BYTES = 220  # of a sample; file systems allow 255, the variation and the suffix are added

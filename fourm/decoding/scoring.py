@@ -1,42 +1,40 @@
-"""How likely the network finds a condition, given what was generated of it: one teacher-forced pass."""
+"""How likely the network finds a condition, given what was generated from it: one teacher-forced pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fourm.decoding.branches import Branches, count_known
 from fourm.modalities.registry import Kind
+from fourm.modalities.text import PAD_ID
 from fourm.networks.model import FourM
-from fourm.networks.state import S1_ID, Batch, Slot, typed_text
+from fourm.networks.state import S1_ID, Batch, pending
 
 
 @torch.inference_mode()
-def log_likelihood(network: FourM, batch: Batch, name: str, given: Sequence[str]) -> Tensor:
-    """The mean log-probability (B,) float32 per token of a modality, given some others and nothing else.
+def log_likelihood(network: FourM, batch: Batch, name: str, targets: Iterable[str]) -> Tensor:
+    """The mean log-probability (B,) float32 of the tokens of a condition, given targets and nothing else.
 
-    A grid: all its tokens at once, as in a first step that decodes all of them. A text: each token after the
-    true ones before it. Rows do not depend on their batch.
+    batch: the condition and the decoded targets. The network sees what it sees before the first step of a
+    chain that makes the condition from the targets. A grid: all its tokens at once. A text: each token after
+    the true ones before it. Rows are padded as in decoding, so that a row does not depend on the others.
     """
-    slot = batch.slots[name]
-    seen = Batch(batch.keys, {one: batch.slots[one] for one in given if one in network.reads})
-    is_text = slot.kind is Kind.SEQUENCE
-    if is_text and name in network.reads:
-        seen = Batch(batch.keys, {**seen.slots, name: _marker(slot)})
-    branches = Branches(network)
-    known, embedded = count_known([seen], network.reads), network.embed(seen)
-    context = branches.encode_embedded(embedded, known)
-    positions = torch.arange(slot.values.shape[1], device=slot.values.device).expand_as(slot.values)
-    ids = None
-    if is_text:  # the token at a position follows the ids up to there: [S_1], then all but the last
-        starts = torch.full_like(slot.values[:, :1], S1_ID)
-        ids = torch.cat([starts, slot.values[:, :-1]], dim=1)
+    count, branches, slot = len(batch.keys), Branches(network), batch.slots[name]
+    shapes = branches.shapes(batch.device)
+    if (rows := shapes.num_rows(count)) > count:
+        batch, slot = batch.filled(rows), slot.filled(rows - count)
+    made = {target: batch.slots[target] for target in targets}
+    seen = Batch(batch.keys, {**made, name: pending(slot.kind, rows, slot.values.shape[1]).to(batch.device)})
+    context = branches.encode_embedded(network.embed(seen), count_known([seen], network.reads))
+    values, known, ids = slot.values, slot.known, None
+    if slot.kind is Kind.SEQUENCE:
+        length = shapes.num_tokens(int(known.sum(dim=1).max()), values.shape[1])
+        padding = (0, length - values.shape[1])  # cuts what no row needs
+        values, known = F.pad(values, padding, value=PAD_ID), F.pad(known, padding)
+        ids = torch.cat([torch.full_like(values[:, :1], S1_ID), values[:, :-1]], dim=1)
+    positions = torch.arange(values.shape[1], device=values.device).expand_as(values)
     logits = network.decode(name, positions, ids, context).float()
-    chosen = logits.log_softmax(dim=-1).gather(-1, slot.values.unsqueeze(-1)).squeeze(-1)
-    return torch.where(slot.known, chosen, 0.0).sum(dim=1) / slot.known.sum(dim=1).clamp_min(1)
-
-
-def _marker(slot: Slot) -> Slot:
-    """A text of which the encoder sees the marker [S_1] alone, as where all of it is to be decoded."""
-    count = len(slot.values)
-    return typed_text(torch.full((count, 1), S1_ID), 2).to(slot.values.device)
+    chosen = logits.log_softmax(dim=-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
+    return (torch.where(known, chosen, 0.0).sum(dim=1) / known.sum(dim=1).clamp_min(1))[:count]

@@ -26,6 +26,7 @@ from fourm.modalities.text import Structured
 from fourm.networks.memory import is_out_of_memory, release_memory
 from fourm.networks.precision import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
+from fourm.schedule.best import Scores
 from fourm.schedule.keeps import Keep
 from fourm.sources.datasets import CAPTION, kept_names
 
@@ -36,6 +37,12 @@ class Work:
 
     sample: Sample
     variation: int
+    drawn: int | None = None  # the variation whose noise it has, where that is another one
+
+    @property
+    def noise(self) -> tuple[str, int]:
+        """The key and the variation by which its noise is drawn."""
+        return self.sample.key.text, self.variation if self.drawn is None else self.drawn
 
     @property
     def result(self) -> tuple[str, int]:
@@ -57,6 +64,7 @@ class PreparedSample:
     frame: Frame | None = None  # where the square that the model sees lies in its picture, if that is known
     # With `restore`, by condition: a function that reads its value for the whole picture, not for the square.
     wholes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    scores: Scores | None = None  # of all variations of its sample, of which this one was kept
 
     def restored(self, name: str, value: Any, codec: Codec) -> Any:
         """A value of the square as one of the whole picture; a condition is read anew from its file."""

@@ -287,13 +287,13 @@ class _PictureTexts:
             raise _refusal(self.path, f"its {name} {what}: '{printable(text[:40])}'")
         return int(text)
 
-    def best(self) -> Best | None:
+    def best(self, name: str) -> Best | None:
         """How variations were chosen, if they were."""
-        if not (text := self.texts.get("best of", "")):
+        if not (text := self.texts.get(name, "")):
             return None
         found = re.fullmatch(r"([0-9]{1,5}) by (\S+)", text)
-        if found is None or not 2 <= int(found[1]) <= MOST:
-            raise _refusal(self.path, f"its best of is not N by NAMES: '{printable(text[:40])}'")
+        if found is None or not 1 <= int(found[1]) <= MOST:
+            raise _refusal(self.path, f"its {name} is not N by NAMES: '{printable(text[:40])}'")
         return Best(int(found[1]), tuple(found[2].split(",")))
 
     def record(self, prefix: str) -> RunRecord:
@@ -312,5 +312,5 @@ class _PictureTexts:
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
             detokenizer_solver=self.text("detokenizer solver"),
             blend=self.texts.get("blend") != "no",
-            best=None if prefix else self.best(),
+            best=self.best(prefix + "best of"),
         )  # fmt: skip

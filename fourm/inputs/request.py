@@ -20,7 +20,7 @@ from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import BASE, FEATURES, NEXT, RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
-from fourm.schedule.best import Best
+from fourm.schedule.best import Best, check_best
 from fourm.schedule.chain import Chain
 from fourm.schedule.features import Features
 from fourm.schedule.settings import MAX_SEED
@@ -112,6 +112,11 @@ class Request:
         """Numbers of the variations to make."""
         return range(self.num_variations) if self.variation is None else (self.variation,)
 
+    @property
+    def num_drawn(self) -> int:
+        """How many variations of a sample are decoded."""
+        return len(self.variations) if self.best is None else self.best.of
+
     def joined_record(self) -> RunRecord | None:
         """The record in `out` of the run that is joined or continued; None if a new one begins."""
         return _joined_record(self)
@@ -132,16 +137,18 @@ class Request:
         check_seed(self.seed)
         check_attention(self.attention)
         check_kept_weights(FULL if self.weights is None else self.weights)
-        if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
+        if (count := len(self.samples) * max(self.num_variations, self.num_drawn)) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.diffusion_steps <= MAX_DETOKENIZER_STEPS:
             limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
             raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
         parse_solver(self.diffusion_solver)
-        if self.best is not None and not self.num_variations < self.best.of:
-            raise UsageError(f"`best`: {self.num_variations} of {self.best.of} variations leave none out")
-        if self.best is not None and self.preview:
-            raise UsageError("`preview`: shows a result while it is made, and `best` chooses when all are made")
+        if self.best is not None:
+            check_best(self.best, self.chain, self.model)
+            if self.num_variations > self.best.of:
+                raise UsageError(f"`best`: {self.num_variations} of {self.best.of} variations cannot be kept")
+            if self.preview:
+                raise UsageError("`preview`: shows what is being made, and `best` chooses only later")
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
         check_choice("fit", self.fit, FITS)

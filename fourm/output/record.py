@@ -120,8 +120,9 @@ class RunRecord:
     def as_origin(self) -> dict[str, Any]:
         """What the results of this run depend on, for the record of their super-resolution."""
         facts = self.to_json()
-        # Older versions knew full weights alone, and did not record it.
+        # Older versions knew full weights and all variations alone, and did not record it.
         own = {} if self.weights == FULL else {"weights": self.weights}
+        own |= {} if self.best is None else {"best": facts["best"]}
         return {name: facts[name] for name in _ORIGIN} | own
 
 

@@ -31,6 +31,7 @@ class Started:
     evaluations: int = 0  # forward passes of diffusion decoders per sample
     stage: str = "base"  # "base", or "sr" for super-resolution of the base results
     variations: int = 1  # results per sample
+    best_of: int = 0  # variations that are decoded per sample, where only the best become results; else 0
     dtype: str = ""  # of the networks
     shards: int = 0  # that this process makes of a sharded run; 0: results are files
     workers: int = 1  # processes that make them

@@ -38,7 +38,7 @@ from fourm.schedule.solvers import DDIM, parse_solver
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 CROPS = Place(CROP_SETTINGS, ".npy", form="extra")  # one row of each file for each row of its token files
 ENCODED = Place("features", ".npy", form="features")  # what the encoder makes of the conditions
-SCORES = Place("scores", ".json", shared=True, form="extra")  # of all variations, where the best are kept
+SCORES = Place("scores", ".json", shared=True, form="scores")  # of all variations, where the best are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,8 @@ def plan_places(request: Request) -> list[Place]:
     valued = [place for place in places if place.form in ("value", "kept")]
     check_tokenizers(model, [model.registry.get(place.modality) for place in valued])
     count_evaluations(request, places)  # refuses a wrong number of steps
-    return [*places, *([ENCODED] if request.features is not None else [])]
+    places += [ENCODED] if request.features is not None else []
+    return [*places, *([SCORES] if request.best is not None else [])]
 
 
 def count_evaluations(request: Request, places: Sequence[Place]) -> int:
@@ -256,7 +257,6 @@ def make_record(job: Job) -> RunRecord:
         *(preview_place(step.target, step.number) for step in steps),
         *map(order_place, grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
-        *([SCORES] if request.best is not None else []),
     )
     return RunRecord(
         schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,

@@ -25,9 +25,9 @@ from fourm.hub.header import FULL
 from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.networks.state import Batch, Slot
-from fourm.output.record import FRAMES
+from fourm.output.record import FRAMES, RunRecord
 from fourm.results.events import Event, Failed, Malformed, Saved
-from fourm.results.job import SCORES, Job, malformed_place, order_place, preview_place
+from fourm.results.job import Job, malformed_place, order_place, preview_place
 from fourm.results.sinks import Pack, Sink
 from fourm.results.values import (
     PREVIEW_STEPS,
@@ -105,12 +105,8 @@ class Saver:
             if place.form == "ids":
                 self._write(place, work, partial(pack_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
-        row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
+        row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame, scores=made.scores)
         yield from self._recorded([row], self._write_values(row, made.values))
-
-    def save_scores(self, work: Work, text: str) -> None:
-        """Write the scores of all variations of a sample, of which the best are kept."""
-        self._write_extra(SCORES, work, partial(_pack_text, text))
 
     def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
         """Write the features of a sample; the event to report is returned."""
@@ -187,6 +183,8 @@ class Saver:
                     self._write(place, work, partial(pack, made[place.modality], text=texts))
                 elif place.form in ("kept", "kept_ids", "mask"):
                     self._write(place, work, partial(self._pack_kept, place, row))
+                elif place.form == "scores" and row.scores is not None:
+                    self._write(place, work, partial(_pack_text, row.scores.to_text()))
         except SampleError as error:
             return [*malformed, Failed(*work.result, str(error))]
         return [*malformed, Saved(*work.result, self.sink.paths(work), self.job.request.stage)]
@@ -241,15 +239,21 @@ class Saver:
             "kept weights": None if record.weights == FULL else record.weights,
             "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
             "detokenizer solver": None if record.detokenizer_solver == DDIM else record.detokenizer_solver,
-            "best of": record.best and f"{record.best.of} by {','.join(record.best.by)}",
+            "best of": _best_text(record),
         }  # fmt: skip
         if self.job.request.restore or self.job.request.fit != "crop":
             facts |= {"fit": record.fit, "restore": int(record.restore)}
         if base := self.job.request.origin:
             facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,
                       "base dtype": base.dtype, "base weights": base.files.get("weights", ""),
-                      "base kept weights": None if base.weights == FULL else base.weights}  # fmt: skip
+                      "base kept weights": None if base.weights == FULL else base.weights,
+                      "base best of": _best_text(base)}  # fmt: skip
         return {name: str(fact) for name, fact in facts.items() if fact is not None}
+
+
+def _best_text(record: RunRecord) -> str | None:
+    """How the variations of a run were chosen: `8 by caption`."""
+    return None if record.best is None else f"{record.best.of} by {','.join(record.best.by)}"
 
 
 def _pack_text(text: str) -> bytes:

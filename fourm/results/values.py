@@ -29,6 +29,7 @@ from fourm.networks.state import Batch
 from fourm.results.background import in_threads
 from fourm.results.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.results.job import Job
+from fourm.schedule.best import Scores
 from fourm.schedule.solvers import parse_solver
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
@@ -140,7 +141,7 @@ def diffusion_of(
     request: Request, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS
 ) -> Diffusion:
     """Steps, `most` at most, noise of each sample, and solver for a target that is decoded by diffusion."""
-    noise = Noise.for_samples(request.seed, [work.result for work in works], f"detokenizer {name}")
+    noise = Noise.for_samples(request.seed, [work.noise for work in works], f"detokenizer {name}")
     return Diffusion(min(most, request.diffusion_steps), noise, parse_solver(request.diffusion_solver))
 
 
@@ -173,6 +174,7 @@ class ResultValues:
     tokens: Mapping[str, NDArray[np.int64]]  # (L,) by modality, of everything with ids
     kept: Mapping[str, Kept] = field(default_factory=dict)  # by target: the part that was given
     frame: Frame | None = None  # where the square lies in its picture, if that is known
+    scores: Scores | None = None  # of all variations of its sample, of which this one was kept
 
 
 @dataclass(slots=True)
@@ -198,9 +200,6 @@ class Collector:
         self.failures[work.result] = reason
         return Failed(*work.result, reason)
 
-    def save_scores(self, work: Work, text: str) -> None:
-        """Nothing is kept of them."""
-
     def save_features(self, work: Work, features: NDArray[np.float32]) -> Saved:
         """Keep the features of a sample; the event to report is returned."""
         self.features[work.result] = features
@@ -221,7 +220,7 @@ class Collector:
         def keep(row: PreparedSample, values: Mapping[str, Any]) -> Sequence[Event]:
             result, index = row.work.result, places[row.work.result]
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
-            self.made[result] = ResultValues(row.work, values, tokens, row.kept, row.frame)
+            self.made[result] = ResultValues(row.work, values, tokens, row.kept, row.frame, row.scores)
             return *malformed_of(self.job, row.work, values), Saved(*result, (), self.job.request.stage)
 
         for event in decode_rows(self.job, self.codecs, rows, batch, keep):

@@ -19,6 +19,7 @@ from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
 from fourm.data.containers import is_there
 from fourm.data.dataset import Input
+from fourm.data.layout import Sample
 from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.decoding.steps import Progress
@@ -42,6 +43,7 @@ from fourm.results.portions import Portions, as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import FolderSink
 from fourm.results.values import Collector, ResultValues
+from fourm.runs.best import SCORED_TOGETHER, Chooser, keep_best
 from fourm.runs.device import (
     checked_batch_size,
     choose_device,
@@ -49,7 +51,6 @@ from fourm.runs.device import (
     resolve_dtype,
     resolve_weights,
 )
-from fourm.runs.best import Chooser, keep_best
 from fourm.runs.features import embed
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.planning import Plan, check_disk, plan_results
@@ -125,14 +126,14 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     # With --overwrite all files count as missing.
     listed = {} if request.overwrite else read_checksums(out, (world.rank, world.size))
     chosen = sorted(request.chosen, key=lambda sample: sample.key)
-    works = [Work(sample, variation) for sample in chosen for variation in request.variations]
-    made, todo = _split_work(job, world.share(works), listed)
+    made, todo = _split_work(job, _share(request, chosen), listed)
     check_disk(plan_results(job, made, todo))
     yield Started(
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
         device=str(job.device), steps=job.steps,
         evaluations=job.evaluations, stage=request.stage,
         variations=len(request.variations), dtype=job.dtype,
+        best_of=0 if request.best is None else request.best.of,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
     loaded = loaded_for(job, loaded)
@@ -173,8 +174,7 @@ def plan(request: Request) -> Plan:
         Joining(out, make_record(job), launch, True, False, request.record, world.began).check()
     is_new = request.overwrite or not os.path.isdir(out)
     listed = {} if is_new else read_checksums(out, (world.rank, world.size))
-    samples = sorted(request.chosen, key=lambda sample: sample.key)
-    works = world.share([Work(sample, variation) for sample in samples for variation in request.variations])
+    works = _share(request, sorted(request.chosen, key=lambda sample: sample.key))
     # Of super-resolution, the run before it will have made what it reads.
     planned = plan_results(job, *_split_work(job, works, listed, is_base_made=True))
     check_disk(planned)
@@ -298,6 +298,15 @@ def _check_no_store(request: Request) -> None:
         raise UsageError(f"`out={request.store}`: takes results in shards (`fourm.batch`), not single files")
 
 
+def _share(request: Request, samples: Sequence[Sample]) -> list[Work]:
+    """The results that this process makes; those of a sample together, where the best are chosen."""
+    if request.best is not None:
+        return [
+            Work(sample, number) for sample in request.world.share(samples) for number in request.variations
+        ]
+    return request.world.share([Work(sample, number) for sample in samples for number in request.variations])
+
+
 def _split_work(
     job: Job, works: Sequence[Work], listed: Mapping[str, Listed], is_base_made: bool = False
 ) -> tuple[list[Work], list[Work]]:
@@ -339,7 +348,8 @@ def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[E
     job, size = writer.job, writer.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding = Portions(size, job.device, job.dtype)
-    saving = Background(Portions(rows_at_once(job.device), job.device, job.dtype))
+    together = rows_at_once(job.device) if job.request.best is None else SCORED_TOGETHER
+    saving = Background(Portions(together, job.device, job.dtype))
     try:
         for prepared in ConditionReader(job.request, writer.codecs, job.dtype).read_groups(groups):
             for row in prepared:

@@ -29,6 +29,7 @@ _HEADER = 128  # bytes of a .npy file before its numbers
 _PNG_LEAST, _PNG_USUAL = 0.01, 0.6
 _LOOKED_AT = 16  # pictures whose sizes tell how large restored maps are
 _TEXT_BYTES = 8  # of a token of text
+_SCORE_BYTES = 24  # of the score of a variation
 _RECORD_BYTES, _SAMPLE_BYTES = 160, 300  # of what is recorded of a file, besides its name, and of a sample
 
 
@@ -195,6 +196,8 @@ def _size_of(job: Job, place: Place, whole: int) -> tuple[float, float]:
     """Bytes of one file: at least, and usually. whole: pixels of restored maps, 0 for the model's square."""
     if place.form == "features":
         return _features_size(job)
+    if (best := job.request.best) is not None and place.form == "scores":
+        return (_SCORE_BYTES * best.of * len(best.by),) * 2
     row = job.request.model.registry.get(place.modality)
     if place.form == "ids":
         size = _HEADER + row.max_tokens * (2 if row.vocab_size <= 1 << 15 else 4)

@@ -14,6 +14,7 @@ from fourm.codecs.table import Codec
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.features import encode_features
 from fourm.decoding.sampling import Noise
+from fourm.decoding.scoring import log_likelihood
 from fourm.inputs.conditions import ConditionReader, Work
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import (
@@ -41,13 +42,16 @@ def estimate_seconds(job: Job, todo: Sequence[Work], engine: Engine, codecs: Map
     Measured on this machine as it is now: reading one sample, the middle step of each target with a whole
     batch, and the values of one result.
     """
-    trial = _Trial(job, engine, codecs, min(job.batch_size, len(todo)))
+    best, samples = job.request.best, {work.sample.key for work in todo}
+    count = len(todo) if best is None else len(samples) * best.of  # that are decoded
+    trial = _Trial(job, engine, codecs, min(job.batch_size, count))
     reading, row = trial.read(todo[0])
     decoding = math.fsum(trial.decode(row, target) for target in job.request.chain.targets)
+    decoding += 0.0 if best is None else math.fsum(trial.score(row, name) for name in best.by)
     decoding += trial.encode(row) if job.request.features is not None else 0.0
     made = [place.modality for place in job.written if place.form == "value" and not place.is_condition]
     values = math.fsum(trial.finish(codecs[name]) for name in made)
-    return math.ceil(len(todo) / job.batch_size) * decoding + len(todo) * (reading + values)
+    return math.ceil(count / job.batch_size) * decoding + len(todo) * (reading + values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,13 @@ class _Trial:
         assert wanted is not None
         batch = stack_batches([row] * self.size).to(self.job.device)
         return self._timed(lambda: encode_features(self.engine.network, batch, wanted.layers))[0]
+
+    def score(self, row: Batch, name: str) -> float:
+        """Seconds of finding how likely a condition is under all variations of a batch."""
+        chain, registry = self.job.request.chain, self.job.request.model.registry
+        slots = {**row.slots, **{target: _blank(registry.get(target)) for target in chain.targets}}
+        batch = stack_batches([Batch(row.keys, slots)] * self.size).to(self.job.device)
+        return self._timed(lambda: log_likelihood(self.engine.network, batch, name, chain.targets))[0]
 
     def decode(self, row: Batch, target: str) -> float:
         """Seconds of all steps of a target for a batch; all conditions and earlier targets are known."""
