@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     **sample_options.OPTIONS,
     best=option("Of N variations keep the K that suit --by best: 1/8.", "K/N", RUN),
     by=option("Conditions whose likelihood chooses: caption.", "NAME,...", RUN),
-    out=option("Output folder, by default the first free of out/001, out/002, ... With --format shards, "
-               "webdataset or parquet also one in an object store (s3://bucket/x).", "DIR", OUTPUT,
+    out=option("Output folder, by default the first free of out/001, out/002, ... "
+               "With --format shards, webdataset or parquet also s3://bucket/x.", "DIR", OUTPUT,
                parser=options.parse_out),
 )  # fmt: skip
 def generate(

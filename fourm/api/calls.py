@@ -16,6 +16,7 @@ from fourm.modalities.registry import TOKENS
 from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import FEATURES
 from fourm.runs.loaded import LoadedModel
+from fourm.schedule.best import parse_best
 from fourm.schedule.chain import Chain
 from fourm.schedule.features import parse_features
 from fourm.schedule.plan import build_chain, condition_chain, fill_texts, unseen_picture
@@ -25,14 +26,14 @@ from fourm.sources.notes import marked_texts
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
-    "detokenizer_steps", "detokenizer_solver", "decode", "blend", "fit", "restore", "progress",
+    "detokenizer_steps", "detokenizer_solver", "decode", "blend", "fit", "restore", "best", "by", "progress",
 )  # fmt: skip
 _OF_FEATURES = ("pool", "layers", "upright", "batch_size", "fit")  # likewise, of `Model.embed`
-_FREE = ("targets", "keep", "sr", "schedule", "keys", "layers")  # of several types, checked when used
+_FREE = ("targets", "keep", "sr", "schedule", "keys", "layers", "by")  # of several types, checked when used
 # What some of the others must be; a request checks those that are its fields.
 _KINDS: Mapping[str, Any] = {
     "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float],
-    "pool": str,
+    "pool": str, "best": str,
 }  # fmt: skip
 # Settings of a schedule that are no arguments: conditions are given by name, targets as `targets`.
 _REFUSED_SETTINGS = ("cond_domains", "target_domains", "target")
@@ -87,6 +88,7 @@ def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[s
     layers = _layers(models.base, given, schedule, kept, own)
     chain = build_chain(merge(layers), files)
     request = _request(models.base, chain, with_kept(given.samples, chain, kept, files.registry), given, own)
+    request = _with_best(request, own)
     sr = _plan_sr(models, merge(layers, SR_PREFIX), chain, own.get("sr", models.sr))
     return Call(models.base, request, sr, given.is_list or request.num_variations > 1)
 
@@ -177,6 +179,20 @@ def _request(
         detokenizer_steps=own.get("detokenizer_steps"), detokenizer_solver=own.get("detokenizer_solver"),
         input=given.input,
     )  # fmt: skip
+
+
+def _with_best(request: Request, own: Mapping[str, Any]) -> Request:
+    """The request with what `best` and `by` ask for."""
+    if "best" not in own and "by" not in own:
+        return request
+    if "best" not in own or "by" not in own:
+        raise UsageError("`best` and `by` belong together: best='1/8', by='caption'")
+    if request.num_variations > 1:
+        raise UsageError(f"`variations={request.num_variations}`: `best` says how many are made and kept")
+    names = own["by"].split(",") if isinstance(own["by"], str) else own["by"]
+    names = to_type(tuple[str, ...], names, "`by`", error=UsageError)
+    count, best = parse_best(own["best"], names, request.chain, request.model)
+    return replace(request, num_variations=count, best=best)
 
 
 def _plan_sr(

@@ -156,7 +156,9 @@ def _sr_requests(request: Request, model: ModelFiles, chain: Chain, base: Collec
                 samples.append(Sample(sample.key, values=values))
         if samples:
             number = variation if request.num_variations > 1 else None
-            yield replace(request, model=model, chain=chain, samples=samples, stage=SR, variation=number)
+            yield replace(
+                request, model=model, chain=chain, samples=samples, stage=SR, variation=number, best=None
+            )
 
 
 def _result(call: Call, work: Work, collectors: Sequence[Collector]) -> Result:
@@ -175,4 +177,5 @@ def _result(call: Call, work: Work, collectors: Sequence[Collector]) -> Result:
         parts.append(Part(request, codecs, made))
     items = [item for part in parts for item in part.items()]
     items += [item for part in parts for item in part.kept()]
-    return Result(key, variation, items, about, parts)
+    scores = parts[0].made.scores
+    return Result(key, variation, items, about, parts, scores=lambda: scores)

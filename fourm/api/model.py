@@ -90,9 +90,10 @@ class Model:
         together), `detokenizer_steps` and `detokenizer_solver` (of tokenizers that decode by diffusion),
         `decode=False` (tokens only), `blend=False` (what is kept is not laid over the generated picture),
         `fit="pad"` (the whole picture, with a border, instead of its central square), `restore=True` (results
-        in the size of the whole picture; NaN, class 255 or alpha 0 where the model did not see it). A
-        condition that is a list, or several prompts, give a list of results; a single value serves all
-        samples.
+        in the size of the whole picture; NaN, class 255 or alpha 0 where the model did not see it),
+        `best="1/8"` with `by="caption"` (of eight variations the one under which the model finds the caption
+        most likely; see `Result.scores`). A condition that is a list, or several prompts, give a list of
+        results; a single value serves all samples.
         targets: names, in one text or a list; None: the usual ones. seed: 0 to 2**64 - 1. variations: results
         for each sample, from 1 on. weights: of conditions in guidance, by name; 1 is usual, negative repels.
         keep: what stays of a modality that is given, by name, while the rest of it is made: a mask (H, W) of
@@ -109,7 +110,8 @@ class Model:
         self._check_open()
         call = plan_call(self._models, prompts, given)
         stages = 1 if call.sr is None else 2
-        with Bar(progress, len(call.request.samples) * call.request.num_variations * stages) as bar:
+        drawn = call.request.num_drawn + (stages - 1) * call.request.num_variations
+        with Bar(progress, len(call.request.samples) * drawn) as bar:
             results = None
             for event in make(call, bar.show):
                 results = event.results

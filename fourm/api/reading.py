@@ -6,15 +6,17 @@ from functools import partial
 from typing import overload
 
 from fourm.api.results import KEPT, Item, Result
-from fourm.codecs.files import read_ids
+from fourm.codecs.files import read_ids, read_json
 from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.texts import STRUCTURED, read_whole
 from fourm.data.containers import is_there
 from fourm.data.layout import Key
 from fourm.data.mirrors import local_folder
-from fourm.errors import UsageError, as_addresses, near_match
+from fourm.errors import SampleError, UsageError, as_addresses, near_match
+from fourm.modalities.typed import to_type
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample
+from fourm.schedule.best import Scores
 from fourm.views.album import Album, Entry, open_album
 
 
@@ -61,7 +63,18 @@ class Results(Sequence[Result]):
             about[f"{run.record.model}, seed {run.record.seed}"] = None
         failures = album.failures.get(key.text, ())
         problem = next((one.reason for one in failures if one.variation == variation and one.stage != SR), "")
-        return Result(key.text, variation, [*self._items(key, variation)], "; ".join(about), problem=problem)
+        items, scores = [*self._items(key, variation)], partial(self._scores, key)
+        return Result(key.text, variation, items, "; ".join(about), problem=problem, scores=scores)
+
+    def _scores(self, key: Key) -> Scores | None:
+        """The scores of all variations of a sample, where the best were chosen."""
+        base = self._album.runs[0]
+        place, sample = next((one for one in base.places if one.form == "scores"), None), base.find(key)
+        if place is None or sample is None:
+            return None
+        path = self._album.root / sample.file(place, None)
+        scores: Scores = to_type(Scores, read_json(path), str(path), error=SampleError)
+        return scores
 
     def _items(self, key: Key, variation: int) -> Iterator[Item]:
         """What there are files for."""

@@ -26,6 +26,7 @@ from fourm.output.processes import Launch, now
 from fourm.output.record import SR
 from fourm.results.values import ResultValues
 from fourm.runs.pipeline import save_made, sr_request
+from fourm.schedule.best import Scores
 from fourm.views.panels import Panel, make_view, panel_of, panel_of_part
 from fourm.views.plots import draw_sample
 
@@ -150,12 +151,12 @@ class Result:
 
     def __init__(
         self, key: str, variation: int, items: Sequence[Item], about: str, parts: Sequence[Part] = (),
-        problem: str = "",
+        problem: str = "", scores: Callable[[], Scores | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.key, self.variation, self.problem = key, variation, problem
         self._items = tuple(item for item in items if item.role != KEPT)
         self._kept = tuple(item for item in items if item.role == KEPT)
-        self._about, self._parts = about, tuple(parts)
+        self._about, self._parts, self._scores = about, tuple(parts), scores
         self.tokens = Tokens(self._items)
 
     def __getitem__(self, name: str) -> Any:
@@ -185,6 +186,16 @@ class Result:
         """Short names of all values: first those that were given, then those that were made."""
         values = [item for item in self._items if item.load is not None]
         return tuple(dict.fromkeys(item.row.key.removeprefix(TOKENS) for item in values))
+
+    @property
+    def scores(self) -> Scores | None:
+        """How likely the conditions are under all variations, of which `best` kept this one; else None.
+
+        `by` names the conditions, `scores` has the mean log-likelihood of a token of each for each variation,
+        `kept` the numbers of the variations that are results, the best one first.
+        """
+        self._check()
+        return self._scores()
 
     def picture(self, name: str) -> Image.Image:
         """A value drawn: maps in colours, texts on a card, boxes and palettes as pictures.

@@ -1,10 +1,10 @@
 """How likely the network finds a condition, given what was generated from it: one teacher-forced pass."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fourm.decoding.branches import Branches, count_known
 from fourm.modalities.registry import Kind
@@ -14,12 +14,12 @@ from fourm.networks.state import S1_ID, Batch, pending
 
 
 @torch.inference_mode()
-def log_likelihood(network: FourM, batch: Batch, name: str, targets: Iterable[str]) -> Tensor:
-    """The mean log-probability (B,) float32 of the tokens of a condition, given targets and nothing else.
+def log_likelihood(network: FourM, batch: Batch, name: str, targets: Iterable[str]) -> list[float]:
+    """Of each row the mean log-probability of the tokens of a condition, given targets and nothing else.
 
     batch: the condition and the decoded targets. The network sees what it sees before the first step of a
     chain that makes the condition from the targets. A grid: all its tokens at once. A text: each token after
-    the true ones before it. Rows are padded as in decoding, so that a row does not depend on the others.
+    the true ones before it. Rows are padded as in decoding; a row that is alone has the same bits everywhere.
     """
     count, branches, slot = len(batch.keys), Branches(network), batch.slots[name]
     shapes = branches.shapes(batch.device)
@@ -37,4 +37,6 @@ def log_likelihood(network: FourM, batch: Batch, name: str, targets: Iterable[st
     positions = torch.arange(values.shape[1], device=values.device).expand_as(values)
     logits = network.decode(name, positions, ids, context).float()
     chosen = logits.log_softmax(dim=-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
-    return (torch.where(known, chosen, 0.0).sum(dim=1) / known.sum(dim=1).clamp_min(1))[:count]
+    # Exact sums, since the order in which torch adds depends on the shape.
+    rows_found = zip(chosen.cpu(), known.cpu(), strict=True)
+    return [math.fsum(row[seen].tolist()) / max(int(seen.sum()), 1) for row, seen in rows_found][:count]

@@ -20,7 +20,6 @@ from fourm.results.saver import Saver
 from fourm.results.values import Collector
 from fourm.schedule.best import Best, Scores
 
-SCORED_TOGETHER = 8  # variations; the logits of long texts take much memory
 NO_SCORE = "the likelihood of its conditions is not a finite number"
 
 
@@ -73,7 +72,7 @@ class Chooser:
         chosen = [index for index in chosen if given[index].work.result not in self._taken]
         if chosen:
             batch, targets = batch.select(torch.tensor(chosen)), self.job.request.chain.targets
-            columns = [log_likelihood(self.network, batch, name, targets).tolist() for name in self.best.by]
+            columns = [log_likelihood(self.network, batch, name, targets) for name in self.best.by]
             rows = batch.to("cpu")
             for place, (index, *scores) in enumerate(zip(chosen, *columns, strict=True)):
                 one, problem = rows.select(torch.tensor([place])), ""

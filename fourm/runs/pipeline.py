@@ -43,7 +43,7 @@ from fourm.results.portions import Portions, as_fourm_errors
 from fourm.results.saver import Saver
 from fourm.results.sinks import FolderSink
 from fourm.results.values import Collector, ResultValues
-from fourm.runs.best import SCORED_TOGETHER, Chooser, keep_best
+from fourm.runs.best import Chooser, keep_best
 from fourm.runs.device import (
     checked_batch_size,
     choose_device,
@@ -348,8 +348,7 @@ def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[E
     job, size = writer.job, writer.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding = Portions(size, job.device, job.dtype)
-    together = rows_at_once(job.device) if job.request.best is None else SCORED_TOGETHER
-    saving = Background(Portions(together, job.device, job.dtype))
+    saving = Background(Portions(rows_at_once(job.device), job.device, job.dtype))
     try:
         for prepared in ConditionReader(job.request, writer.codecs, job.dtype).read_groups(groups):
             for row in prepared:

@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "best": "Best MOST parse_best",
+    "best": "Best MOST Scores check_best parse_best",
     "chain": "Chain KEPT Step TargetSpec joining_problem make_chain",
     "configs": "find_config list_configs option_of title_of",
     "cost": "Cost FLOAT32 LIBRARIES MOST_ROWS advise_bfloat16 encoder_width estimate tokenizer_bytes",
