@@ -115,7 +115,7 @@ def conditions_to_picture(bench: Bench, count: int) -> Result:
     for source in ("tok_clip@64", "tok_semseg@64", "det"):
         batch = bench.run({source: bench.condition(scenes, source)}, f"--cond {source} --targets tok_rgb")
         shown = [caption_of(value) for value in bench.values(batch, "tok_rgb@64")]
-        asked = [_told_by(source, describe(scene)) for scene in scenes]
+        asked = [told_by(source, describe(scene)) for scene in scenes]
         result[f"{source} to tok_rgb"] = _mean([agrees(a, s) for a, s in zip(asked, shown, strict=True)])
     return result
 
@@ -204,7 +204,7 @@ def _vague(scenes: Sequence[Scene]) -> list[Caption]:
     return captions
 
 
-def _told_by(source: str, caption: Caption) -> Caption:
+def told_by(source: str, caption: Caption) -> Caption:
     """What a condition can tell of a scene."""
     if source == "tok_clip@64":
         return caption
