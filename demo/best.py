@@ -48,7 +48,8 @@ def shares_right(model: fourm.Model, way: Way, scenes: Sequence[Scene]) -> list[
     assert isinstance(made, list)
     for at, scene in enumerate(scenes):
         ranked, asked = made[at * MOST : (at + 1) * MOST], told_by(name, describe(scene))
-        assert (scores := ranked[0].scores) is not None
+        scores = ranked[0].scores
+        assert scores is not None
         numbers = scores.kept
         shown = dict(zip(numbers, (caption_of(np.asarray(one.rgb)) for one in ranked), strict=True))
         right += [agrees(asked, shown[next(n for n in numbers if n < count)]) for count in _COUNTS]

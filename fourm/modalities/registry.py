@@ -14,7 +14,7 @@ from fourm.modalities.typed import Limits, to_type
 TOKENS = "tok_"  # how the names of grids begin; the name of their values follows
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 _RESERVED = re.compile(  # names of other things in an output folder
-    r"(run|failures|checksums|eval)\..*|eval|processes|samples(\.sr)?|frame|plots|preview|malformed|"
+    r"(run|failures|checksums|eval)\..*|eval|processes|samples(\.sr)?|frame|scores|plots|preview|malformed|"
     r"done(\.sr)?",
     re.I | re.DOTALL,
 )

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from fourm.networks.checkpoint import load_model
 from fourm.networks.model import Context, Embedded, FourM
 from fourm.networks.state import S1_ID, Batch, Slot, full_grid, full_sequence, stack_batches, typed_text
 from fourm.schedule.best import Scores
+from tests.decoding.test_engine import AUTOREGRESSIVE, load_fixture
+from tests.networks.test_model import cases, read_batch
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,23 @@ def test_the_best_scores_are_kept_and_of_equal_ones_the_first() -> None:
     found = Scores.of(["a", "b"], [(-1.0, -3.0), None, (-2.0, -1.0), (-4.0, 0.0), (-1.5, -1.5)], 4)
     assert found.kept == (2, 4, 0, 3)
     assert Scores.of(["a"], [None, (-1.0,)], 2).kept == (1,)
+
+
+@pytest.mark.parametrize("fixture", AUTOREGRESSIVE)
+def test_likelihoods_follow_from_the_logits_of_the_reference(
+    golden: Path, unpacked: Path, fixture: str
+) -> None:
+    """It decoded texts without guidance; of each token its logit and the sum over all are recorded."""
+    model = load_fixture(unpacked, fixture)
+    (case, *_) = [one for one in cases(golden, fixture, "autoregressive") if not one["conditioning"]]
+    arrays = dict(np.load(golden / "fm" / fixture / case["file"]))
+    batch, name = read_batch(golden, fixture, case, arrays), case["target"]
+    assert (arrays["step.top_ids"][..., 0] == arrays["raw_ids"][:, 1:]).all()
+    written = torch.from_numpy(arrays["raw_ids"]).long()[:, 1:]
+    known = torch.ones_like(written, dtype=torch.bool)
+    found = log_likelihood(
+        model, batch.with_slot(name, Slot(Kind.SEQUENCE, written, known, ~known)), name,
+        [one for one in batch.slots if one != name],
+    )  # fmt: skip
+    wanted = (arrays["step.top_vals"][..., 0] - arrays["step.logsumexp"]).mean(axis=1)
+    assert found == pytest.approx(wanted.tolist(), rel=1e-5)
