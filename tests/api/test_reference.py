@@ -64,7 +64,7 @@ MEMBERS = {
         "reads", "writes",
     ),
     making.StreamEvent: ("preview",),
-    fourm.Result: ("picture", "sheet", "save", "names"),
+    fourm.Result: ("picture", "sheet", "save", "names", "scores"),
     Evaluation: ("value", "to_json", "to_csv"), Number: (),
     results.Tokens: (), reading.Results: (), fourm.Schedule: (), fourm.FourMError: (),
 }  # fmt: skip

@@ -31,7 +31,7 @@ ODD = [
 
 KINDS = {
     "variation": int | None, "batch_size": int | None, "input": Input | None, "shard_size": int | None,
-    "shards": int | None, "min_scale": float | None,
+    "shards": int | None, "min_scale": float | None, "features": Features | None, "best": Best | None,
 }  # fmt: skip
 
 
