@@ -132,8 +132,9 @@ def test_what_goes_on_computes_in_the_dtype_that_it_was_begun_in(gpu: Gpu, run: 
         ("--targets", "tok_rgb", "--cond", "caption:2.0", "--tokenizer", "rgb=rgb_divae",
          "--detokenizer-steps", 2, "--preview", 2, "--num-variations", 2),
         ("--targets", "tok_clip-tok_rgb", "--sr-targets", "tok_rgb", "--sr-steps", 2),
+        ("--targets", "tok_rgb", "--temps", 2, "--best", "2/3", "--by", "caption"),
     ],
-    ids=["maskgit with previews", "greedy", "weighted, by diffusion", "super-resolution"],
+    ids=["maskgit with previews", "greedy", "weighted, by diffusion", "super-resolution", "best of three"],
 )  # fmt: skip
 def test_pictures_are_those_of_a_cpu(gpu: Gpu, run: Command, words: tuple[object, ...]) -> None:
     assert run(*PROMPTS, *words, "--dtype", "float32")[0] == 0
