@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fourm.data.shards import FILES
 from fourm.errors import UsageError, as_addresses, near_match
@@ -93,12 +93,11 @@ def generate(
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
-    requests = [requester(machine, layout, writing, run_settings, out, source.data)(
+    requests = [_with_best(requester(machine, layout, writing, run_settings, out, source.data)(
         model=files, chain=chain, samples=() if sharded else dataset.samples, input=dataset.input,
-        seed=seed if seed is not None else run_settings.seed or 0, fit=options.parse_fit(fit),
-        weights=weights, only=choose_keys(dataset.samples, inputs.only),
-        **_choose_variations((best, by), num_variations, source, chain, files),
-    ).staged()]  # fmt: skip
+        num_variations=source.num_variations, seed=seed if seed is not None else run_settings.seed or 0,
+        only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit), weights=weights,
+    ).staged(), best, by, num_variations)]  # fmt: skip
     if sr_run:
         requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=(), best=None))
     make(requests, dataset, report, engine, dry_run, sharded)
@@ -285,25 +284,18 @@ def _read_sr(
     return some, Sharded(found, form, size, layout.retry_failed)
 
 
-def _choose_variations(
-    asked: tuple[str | None, str | None], given: int | None, source: "Source", chain: "Chain",
-    files: "ModelFiles",
-) -> dict[str, Any]:  # fmt: skip
-    """How many variations are kept of each sample, and how they are chosen; asked: --best and --by.
-
-    given: --num-variations.
-    """
+def _with_best(request: "Request", best: str | None, by: str | None, given: int | None) -> "Request":
+    """The request with what --best and --by ask for; given: --num-variations."""
     from fourm.schedule.best import parse_best
 
-    best, by = asked
     if best is None and by is None:
-        return {"num_variations": source.num_variations}
+        return request
     if best is None or by is None:
         raise UsageError("--best K/N and --by NAME belong together: --best 1/8 --by caption")
     if given is not None:
         raise UsageError(f"--num-variations {given}: --best {best} says how many are made and kept")
-    kept, chosen = parse_best(best, re.split(r"[,\s]+", by.strip()), chain, files)
-    return {"num_variations": kept, "best": chosen}
+    kept, chosen = parse_best(best, re.split(r"[,\s]+", by.strip()), request.chain, request.model)
+    return replace(request, num_variations=kept, best=chosen)
 
 
 def _check_replay(used: Mapping[str, object]) -> None:
