@@ -14,6 +14,8 @@ from fourm.output.joining import Joining
 from fourm.output.processes import close_output
 from fourm.output.record import RUN, RunRecord, format_run
 from fourm.output.samples import load_run
+from fourm.schedule.best import Best
+from fourm.schedule.features import Features
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS, begin
 
