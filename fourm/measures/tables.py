@@ -121,19 +121,20 @@ MEASURES: Mapping[str, MeasureRow] = {
         MeasureRow("rouge", ["text"], {"rouge_l": _HIGHER}, "texts:rouge",
                    "Lin 2004, https://aclanthology.org/W04-1013",
                    "the same words, not stemmed; 0 to 1, recall counts as much as precision (COCO weighs "
-                   "it by 1.2); the mean over texts"),
+                   "it by 1.2); the mean over texts", package="rouge_score"),
         MeasureRow("cider", ["text"], {"cider_d": _HIGHER}, "texts:Cider",
                    "Vedantam et al. 2015, arXiv:1411.5726",
                    "the same words, not stemmed; 0 to 10, documents are the partners of all texts, so that "
                    "one text alone has 0"),
         MeasureRow("boxes", ["boxes"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
-                   "things:boxes", "Lin et al. 2014, arXiv:1405.0312",
+                   "boxes:boxes", "Lin et al. 2014, arXiv:1405.0312",
                    "all areas, at most 100 boxes of a name in a picture; names match without regard to "
                    "case; models write no scores, so boxes rank in the order in which they were written, "
-                   "and pictures by a hash of their names"),
+                   "and pictures by a hash of their names", package="pycocotools"),
         MeasureRow("instances", ["instances"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
-                   "things:instances", "Lin et al. 2014, arXiv:1405.0312",
-                   "as boxes, each instance once, all of one name; masks are not compared"),
+                   "boxes:instances", "Lin et al. 2014, arXiv:1405.0312",
+                   "as boxes, each instance once, all of one name; masks are not compared",
+                   package="pycocotools"),
         MeasureRow("pck", ["poses"], {"pck_05": _HIGHER, "pck_10": _HIGHER}, "things:poses",
                    "Yang and Ramanan 2013, doi:10.1109/TPAMI.2012.261",
                    "joints within 0.05 or 0.1 of the longer side of the true person's box, posed by "

@@ -6,22 +6,26 @@ COCO's evaluation leaves them, which also removes punctuation. Texts without wor
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fourm.errors import SampleError
 from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, State, Value, one_by_one
 
 if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics.bleu import BLEU
 
 Words = Sequence[str]
 Grams = Counter[tuple[str, ...]]
 
 MAX_GRAM = 4  # words
+MAX_WORDS = 2000  # of a text, for ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty for another length
 _SCALE = 10.0  # CIDEr-D of a text that is equal to its partner
 _WORD = re.compile(r"\w+")
@@ -97,12 +101,13 @@ class Cider:
 
 
 def rouge(settings: Settings) -> Measure:
-    """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words; the mean over texts.
+    """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words, by rouge-score; the mean over texts.
 
     Lin 2004, https://aclanthology.org/W04-1013. Words are not stemmed, and recall counts as much as precision
     (COCO's evaluation weighs it by 1.2).
     """
-    return MeanOf(one_by_one(_rouge_of), ["rouge_l"])
+    scorer = cache(_rouge_scorer)
+    return MeanOf(one_by_one(lambda pair: _rouge_of(pair, scorer())), ["rouge_l"])
 
 
 def words_of(text: str) -> list[str]:
@@ -127,22 +132,6 @@ def bleu(counts: NDArray[np.int64]) -> float:
     return float(score.score) / 100
 
 
-def longest_common(one: Words, other: Words) -> int:
-    """The length of the longest common subsequence; Hyyrö 2004, "Bit-parallel LCS-length computation".
-
-    A bit for each word of `one`, which becomes 0 where the row of the table of lengths grows: 10,000 words
-    take 20 ms, a table of a number for each pair of words minutes and gigabytes.
-    """
-    places = defaultdict[str, int](int)
-    for place, word in enumerate(one):
-        places[word] |= 1 << place
-    whole = row = (1 << len(one)) - 1
-    for word in other:
-        same = row & places.get(word, 0)
-        row = (row + same | row - same) & whole
-    return len(one) - row.bit_count()
-
-
 def cider_d(found: Sequence[str], true: Sequence[str]) -> list[float]:
     """CIDEr-D of each of n texts against the true one at its place, 0 to 10; words are between blanks."""
     # N-grams are counted twice, because those of all texts would need gigabytes.
@@ -165,10 +154,25 @@ def _bleu_counts(metric: "BLEU", pair: Pair) -> NDArray[np.int64]:
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.int64)
 
 
-def _rouge_of(pair: Pair) -> Row:
-    found, true = words_of(pair.value), words_of(pair.other)
-    count = len(found) + len(true)
-    return {"rouge_l": 2 * longest_common(found, true) / count if count else 0.0}
+def _rouge_scorer() -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _Words:
+    """`words_of` in the form that rouge-score takes."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words_of(text)
+
+
+def _rouge_of(pair: Pair, scorer: "RougeScorer") -> Row:
+    # rouge-score makes a table of a number for each pair of words.
+    for text in (pair.value, pair.other):
+        if (count := len(words_of(text))) > MAX_WORDS:
+            raise SampleError(f"{count:,} words, but ROUGE-L is measured of {MAX_WORDS:,} at most")
+    return {"rouge_l": float(scorer.score(pair.other, pair.value)["rougeL"].fmeasure)}
 
 
 def _cider_of(found: Grams, true: Grams, documents: Grams, log_total: float) -> float:
