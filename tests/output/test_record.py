@@ -14,10 +14,7 @@ from fourm.output.joining import Joining
 from fourm.output.processes import close_output
 from fourm.output.record import RUN, RunRecord, format_run
 from fourm.output.samples import load_run
-<<<<<<< HEAD
 from fourm.schedule.best import Best
-=======
->>>>>>> e5a5cdc (Test: features of a record)
 from fourm.schedule.features import Features
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS, begin
@@ -36,11 +33,7 @@ ODD = [
 
 KINDS = {
     "variation": int | None, "batch_size": int | None, "input": Input | None, "shard_size": int | None,
-<<<<<<< HEAD
     "shards": int | None, "min_scale": float | None, "features": Features | None, "best": Best | None,
-=======
-    "shards": int | None, "min_scale": float | None, "features": Features | None,
->>>>>>> e5a5cdc (Test: features of a record)
 }  # fmt: skip
 
 
