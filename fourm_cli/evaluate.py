@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fourm import set_variables
 from fourm.errors import SampleError, UsageError, printable
 from fourm.files.opening import output_path
 from fourm.measures.tables import MEASURES
@@ -41,8 +42,9 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure the values of a folder: pictures, depth, normals, segmentation, boxes, captions, tokens.
 
-    Means with their 95 % intervals (bootstrap over samples) go to stdout, all numbers to DIR/eval.json, those
-    of each sample to DIR/eval.csv. Exit code 3: a file was damaged; it is named and left out.
+    Means with 95 % intervals go to stdout, all numbers to DIR/eval.json, those of samples to DIR/eval.csv.
+
+    Exit code 3: a file was damaged; it is named and left out.
 
     Examples:
         fourm eval out --against data
@@ -52,7 +54,7 @@ def evaluate(
         for i in 0 1 2; do fourm eval out --against data --shard $i/3 & done; wait
     """
     from fourm.evaluation.folder import Asked, measure_folder
-    from fourm.inputs.world import parse_world
+    from fourm.inputs.world import other_launcher, parse_world
 
     root = parse_folder(folder, sys.stdin.buffer)
     names = tuple(name for name in (measures or "").replace(",", " ").split() if name)
@@ -62,12 +64,15 @@ def evaluate(
     if merge and world.size == 1:
         raise UsageError("--merge: is for shares; --shard i/n says how many there are")
     screen, done = Screen(quiet), 0
+    if not world.is_told and (text := other_launcher(os.environ)):
+        screen.say(f"note: {text}")
 
     def seen(count: int) -> None:
         nonlocal done
         done += count
         screen.say_progress(f"{done:,} values measured")
 
+    set_variables()  # before torch is imported
     asked = Asked(root, against, names, metric_depth, model, device, world, out)
     found = measure_folder(asked, seen, merge)
     if found is None:

@@ -20,7 +20,7 @@ from fourm.evaluation.pairs import CAPTION, Pairs, Problem, RunFolder, list_pair
 from fourm.evaluation.results import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
 from fourm.evaluation.shares import Share, path_of_share, read_share, recorded_measures, write_share
 from fourm.files.opening import path_text
-from fourm.files.writing import make_all, remove_leftovers, write_text
+from fourm.files.writing import check_root, check_writable, make_all, remove_leftovers, write_text
 from fourm.hub.cache import find_measure
 from fourm.hub.files import weights_of
 from fourm.inputs.world import World, parse_world
@@ -124,7 +124,7 @@ def measure_folder(
     settings, sources = settings_of(asked, tasks), dict[str, object]()
     try:
         if not only_merge:
-            make_all(folder)
+            _check_place(folder)
             path_of_share(folder, world).unlink(missing_ok=True)  # no other process merges an old one
             for task in tasks:
                 task.measure(rows, seen)
@@ -223,6 +223,19 @@ def _sources(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
             }  # fmt: skip
         found[name] = {**source_of(row), **network}
     return found
+
+
+def _check_place(folder: Path) -> None:
+    """Make the folder of the results; UsageError where they cannot be written, before hours are spent."""
+    check_root(folder, EVAL)
+    for file in (folder / EVAL_JSON, folder / EVAL_CSV):
+        if file.is_dir():
+            raise UsageError(f"{file}: is a folder, in the place of a result; move it away")
+    try:
+        make_all(folder)
+        check_writable(folder)
+    except OSError as error:
+        raise UsageError(f"`out={folder}`: cannot be written ({error.strerror or error})") from error
 
 
 def _check_any(asked: Asked, tasks: Sequence[Task]) -> None:

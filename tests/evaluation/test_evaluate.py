@@ -19,7 +19,7 @@ import fourm
 from fourm.checks.verify import verify_folder
 from fourm.data.layout import Sample, number_keys
 from fourm.errors import UsageError
-from fourm.evaluation.folder import Asked, measure_folder, plan, settings_of
+from fourm.evaluation.folder import Asked, Task, measure_folder, plan, settings_of
 from fourm.evaluation.pairs import Counts
 from fourm.evaluation.results import intervals
 from fourm.evaluation.shares import Share, write_share
@@ -264,6 +264,23 @@ def test_folders_without_a_name_in_common_are_refused(run: Run, tmp_path: Path) 
     assert "has no sample with the name of one in" in err
     assert "(3 of rgb)" in err
     assert not (root / "eval.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("eval", "is a file or a link out of"), ("eval.json/x", "is a folder"), ("", "is a file, not a folder")],
+)
+def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    (tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "there" / name).write_text("somebody's")
+    monkeypatch.setattr(Task, "measure", None)  # is not called
+    code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr", "--out", "there")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+    assert (tmp_path / "there" / name).read_text() == "somebody's"
 
 
 def test_results_may_go_elsewhere(run: Run, tmp_path: Path) -> None:
