@@ -155,6 +155,17 @@ def test_the_time_left_follows_the_share_of_results() -> None:
     )
 
 
+def test_a_variation_of_which_the_best_are_kept_is_a_part_of_a_result() -> None:
+    tally = progress.Tally(clock=Clock(0.0))
+    tally.take(Started(4, 0, batch_size=4, model="demo", device="cpu", steps=1, variations=2, best_of=8))
+    shown = []
+    for _ in range(4):
+        tally.take(Stepped((*"abcd",), "tok_rgb@64", "roar", 0, 1, 64, 64, 256, 0.0, 1.0, 5.0))
+        shown.append(tally.decoded)
+    assert shown == [1, 2, 3, 4]
+    assert tally.ended == tally.todo == 4
+
+
 def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
     tally = progress.Tally(clock=Clock(0.0))
     tally.take(Started(total=8, skipped=0, batch_size=2, model="demo", device="cpu", steps=2))

@@ -45,6 +45,7 @@ from fourm.output.processes import (
 )
 from fourm.output.record import RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
+from fourm.schedule.best import Best
 from fourm.schedule.features import Features
 from tests.folders import snapshot
 
@@ -158,6 +159,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"num_crops": 4}, "num_crops is 1 there and 4 here"),
     ({"min_scale": 0.5}, "min_scale is null there and 0.5 here"),
     ({"features": Features()}, "features.pool is absent there"),
+    ({"best": Best(8, ("caption",))}, "best.of is absent there"),
 ]
 
 

@@ -1,6 +1,7 @@
 """`--best K/N`: of N variations those are kept under which the model finds the conditions most likely."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,25 @@ def test_without_conditions_nothing_can_choose(run: Run, tiny: Path) -> None:
     words = ("generate", "--data", "empty", "--num-samples", 1, "--model", tiny, "--targets", "tok_rgb")
     code, _, err = run(*words, "--best", "1/8", "--by", "caption")
     assert (code, "--by: nothing is given" in err) == (2, True)
+
+
+def test_what_cannot_be_scored_is_left_out_and_what_cannot_be_read_fails(
+    run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = Path("data/caption")
+    captions.mkdir(parents=True)
+    (captions / "a.txt").write_text(PROMPTS[0])
+    (captions / "b.txt").write_text("")
+    found = iter([math.nan, -3.0, -2.0, math.nan, math.nan, -1.0])
+    monkeypatch.setattr("fourm.runs.best.log_likelihood", lambda *given: [next(found)])
+    words = ("generate", "--data", "data", "--model", tiny, "--device", "cpu", *TARGETS, "--out", "out",
+             "--best", "2/3", "--by", "caption")  # fmt: skip
+    code, _, err = run(*words)
+    assert (code, err.count("holds no word")) == (3, 2), err
+    assert json.loads(Path("out/scores/a.json").read_text()) == {
+        "by": ["caption"], "kept": [2, 1], "scores": [None, [-3.0], [-2.0]],
+    }  # fmt: skip
+    code, _, err = run(*words, "--overwrite")
+    assert (code, err.count("likelihood of its conditions is not a finite number")) == (3, 1), err
+    assert sorted(path.name for path in Path("out/rgb").iterdir()) == ["a-v0.png"]
+    assert run("verify", "out")[0] == 0
