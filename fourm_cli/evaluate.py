@@ -1,5 +1,6 @@
 """The command `eval`: how good the values of a folder are, as a table."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -113,6 +114,13 @@ def _note(found: "Evaluation") -> None:
         ]
         if any(lacking):
             note(f"{name}: {counts.pairs:,} measured, {', '.join(filter(None, lacking))}")
+    partial = dict[tuple[str, str], list[str]]()
+    for number in found.numbers:
+        if number.counts and math.isfinite(number.value) and not number.is_detail:
+            left_out = ", ".join(f"{count:,} {why}" for why, count in number.counts.items())
+            partial.setdefault((number.modality, left_out), []).append(number.name)
+    for (modality, left_out), names in partial.items():
+        note(f"{modality}: {', '.join(names)} without {left_out}")
     for one in found.problems[:SHOWN]:
         which = one.key if one.variation is None else f"{one.key}-v{one.variation}"
         note(f"{which}: {one.modality}: {printable(one.reason)}")

@@ -58,10 +58,7 @@ class Number:
 
     def texts(self) -> tuple[str, str, str, str, str, str]:
         """Modality, name, value, interval, samples and the better direction, as a table shows them."""
-        left_out = ", ".join(f"{count:,} {why}" for why, count in self.counts.items())
         value = "-" if math.isnan(self.value) else digits(self.value)
-        if left_out and math.isfinite(self.value):
-            value += f" ({left_out})"
         interval = " .. ".join(digits(end) for end in (self.low, self.high) if end is not None)
         arrow = {"higher": "↑", "lower": "↓", "": ""}[self.better]
         return self.modality, self.name, value, interval, f"{self.samples:,}", arrow

@@ -1,12 +1,14 @@
 """Evaluations of folders: files, intervals, shares that are merged, what is said of damage."""
 
 import csv
+import hashlib
 import json
 import math
 import shutil
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from fourm.output.samples import load_run
 from fourm.views import measures
 from tests.folders import RGB, noise, put, write_record
 from tests.measured import KEYS, dataset, run_folder
+from tests.measures.seeded import write_lpips
 from tests.sharded_folder import make_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -166,7 +169,7 @@ def test_the_command_prints_a_table_and_what_was_left_out(run: Run, tmp_path: Pa
     head, line = out.splitlines()
     assert head.split() == ["modality", "measure", "value", "95", "%", "interval", "samples", "better"]
     assert line.split()[:2] == ["rgb", "psnr"]
-    assert "(1 identical)" in line
+    assert "rgb: psnr without 1 identical\n" in err
     assert line.split()[-2:] == ["2", "↑"]
     assert f"{KEYS[1].text}: rgb: " in err
     assert "1 sample only in the other folder" in err
@@ -281,6 +284,25 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
     assert (tmp_path / "there" / name).read_text() == "somebody's"
+
+
+def test_what_numbers_depend_on_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (place := tmp_path / "fourm" / "measures").mkdir(parents=True)
+    weights = write_lpips(tmp_path).rename(place / "lpips-alex.safetensors")
+    one, other = (dataset(tmp_path / str(seed), 2, seed, (64, 64, 3)) for seed in (0, 5))
+    found = fourm.evaluate(one, str(other), measures=["lpips", "ssim"], device="cpu")
+    assert found is not None
+    said = json.loads((one / "eval.json").read_text())["settings"]
+    network, window = said["sources"]["lpips"], said["sources"]["ssim"]
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (network["weights"], network["sha256"], network["device"]) == ("lpips-alex", checksum, "cpu")
+    assert network["torch"] == version("torch")
+    assert window["package"] == f"scipy {version('scipy')}"
+    assert (said["folder"], said["against"], said["version"]) == (str(one), str(other), fourm.__version__)
+    assert repr(found).splitlines()[1].split()[:2] == ["rgb", "ssim"]
+    with pytest.raises(UsageError, match="'lpip' was not measured; did you mean 'lpips'"):
+        found.value("lpip")
 
 
 def test_results_may_go_elsewhere(run: Run, tmp_path: Path) -> None:
