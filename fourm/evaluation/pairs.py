@@ -28,7 +28,8 @@ from fourm.inputs.world import World
 from fourm.measures.measure import Pair
 from fourm.measures.tables import Sort, sort_of
 from fourm.modalities.registry import RELEASED, TOKENS, Kind, Modality, Registry
-from fourm.output.markers import marker_files, read_marker
+from fourm.output.markers import Marker, marker_files, read_marker
+from fourm.output.members import ShardMembers
 from fourm.output.record import FRAMES, RUN, SR_RUN
 from fourm.output.record import TOKENS as TOKENIZING
 from fourm.output.samples import Run, open_runs
@@ -62,6 +63,16 @@ class Held:
         return (None,) if self.run is None or self.place is None or self.place.shared else self.run.variations
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A value that could not be measured."""
+
+    key: str
+    variation: int | None
+    modality: str
+    reason: str
+
+
 class Folder(Protocol):
     """What a folder holds, and where."""
 
@@ -71,6 +82,9 @@ class Folder(Protocol):
 
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         """The samples of a share that may have a value, in order."""
+
+    def damaged(self, held: Held, world: World) -> Iterator[Problem]:
+        """The shards of a share that are not as they were written; `keys` passes over them."""
 
     def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
         """The file of a value; None or a path without a file: there is none. SampleError: it is in doubt."""
@@ -90,8 +104,9 @@ class RunFolder:
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         assert held.run is not None
         if held.run.record.is_sharded:
-            for path in world.share([*marker_files(self.root, held.run.file)]):
-                yield from (sample.key for sample in held.run.samples_of(read_marker(path)))
+            for marker in self._shards(held.run, world):
+                if not self._problem_of(held, marker):
+                    yield from (sample.key for sample in held.run.samples_of(marker))
             return
         for number, sample in enumerate(held.run.samples()):
             if number % world.size == world.rank:
@@ -100,7 +115,33 @@ class RunFolder:
     def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
         assert held.run is not None
         assert held.place is not None
-        return held.run.path(held.place, key, variation)
+        try:
+            shard = held.run.shard_of(key) if held.run.record.is_sharded else None
+            if shard is not None and self._problem_of(held, shard.marker):  # `damaged` names it
+                return None
+            return held.run.path(held.place, key, variation)
+        except UsageError as error:  # a table that cannot be read
+            raise SampleError(str(error)) from error
+
+    def damaged(self, held: Held, world: World) -> Iterator[Problem]:
+        assert held.run is not None
+        for marker in self._shards(held.run, world) if held.run.record.is_sharded else ():
+            if problem := self._problem_of(held, marker):
+                yield Problem(f"{marker.shard.name}/*", None, held.name, problem)
+
+    def _shards(self, run: Run, world: World) -> Iterator[Marker]:
+        yield from map(read_marker, world.share([*marker_files(self.root, run.file)]))
+
+    def _problem_of(self, held: Held, marker: Marker) -> str:
+        """What is wrong with the file of a shard that holds these values; "" if it is as it was written."""
+        assert held.run is not None
+        assert held.place is not None
+        name = ShardMembers(self.root, marker, held.run.variations, held.run.file).file_of(held.place)
+        if name not in marker.files:  # all its samples failed
+            return ""
+        path, size = self.root / name, marker.files[name][1]
+        there = path.stat().st_size if path.is_file() else 0
+        return "" if there == size else f"{path}: has {there:,} bytes, not the {size:,} that were written"
 
     def frame(self, key: Key) -> Frame | None:
         path = self.runs[0].path(FRAMES, key, None)
@@ -119,6 +160,9 @@ class ListedFolder:
         listing = self.listings[held.name]
         yield from world.share(sorted({*listing.files, *listing.problems}))
 
+    def damaged(self, held: Held, world: World) -> Iterator[Problem]:
+        yield from ()
+
     def path(self, held: Held, key: Key, variation: int | None) -> Path | None:
         listing = self.listings[held.name]
         if (cause := listing.cause_of(key)) is not None:
@@ -127,16 +171,6 @@ class ListedFolder:
 
     def frame(self, key: Key) -> Frame | None:
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A value that could not be measured."""
-
-    key: str
-    variation: int | None
-    modality: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -168,7 +202,9 @@ class Pairs:
     problems: list[Problem] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Pair]:
-        self.counts, self.problems = Counts(), []
+        self.counts, self.problems = Counts(), [*self.here.damaged(self.held, self.world)]
+        if self.there is not None and self.partner is not None:
+            self.problems += self.there.damaged(self.partner, self.world)
         for key in self.here.keys(self.held, self.world):
             has_both = False
             for variation in self.held.variations:

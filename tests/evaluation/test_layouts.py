@@ -130,3 +130,21 @@ def test_folders_of_an_object_store_have_the_same_numbers(
                 store.pipe_file(f"/b/{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
     assert rows_of("memory://b/run", "memory://b/data", tmp_path / "one") == pytest.approx(expected)
     assert rows_of(root, "memory://b/data", tmp_path / "two") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != FILES])
+def test_a_shard_that_is_cut_off_or_gone_is_named_and_left_out(tmp_path: Path, form: Format) -> None:
+    root, data = run_of(tmp_path / "run", form), dataset_of(tmp_path / "data", "folder")
+    [path] = (root / "rgb" if form == "shards" else root).glob("00000.[tp]a*")
+    path.write_bytes(path.read_bytes()[:-2000])
+    for one, other in ((root, data), (data, root)):
+        found = fourm.evaluate(one, other, measures="psnr", out=tmp_path / "out")
+        assert found is not None
+        assert [key for key, _ in found.rows] == [key.text for key in KEYS if int(key.name) > 2]
+        problem = found.problems[0]
+        assert (problem.key, problem.modality) == ("00000/*", "rgb")
+        assert f"{path}: has " in problem.reason
+    path.unlink()
+    found = fourm.evaluate(root, data, measures="psnr", out=tmp_path / "out")
+    assert found is not None
+    assert [(one.key, "has 0 bytes" in one.reason) for one in found.problems] == [("00000/*", True)]
