@@ -192,7 +192,9 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
         what = _why_unused(MEASURES[unused[0]], asked)
         raise UsageError(f"`measures`: {unused[0]} {what}")
     if not tasks:
-        both = f"{asked.root} and {asked.against} have no values that a measure compares"
+        both = f"{asked.root} and {asked.against} have no values in common that a measure compares"
+        if asked.model is None:
+            both += "; `model=NAME` says whose modalities these are"
         one = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
         raise UsageError(one if asked.against is None else both)
     return tasks, [*_notes(asked, alone, missing.values())]

@@ -271,10 +271,9 @@ def list_pairs(
     of variations do not fit together.
     """
     world, here = world or World(), open_folder(str(root), model)
-    registry = None if model is None else find_model(model).registry
-    if registry is None and isinstance(here, RunFolder):
-        registry = rows_of(here.runs[0].record.model)
-    there = None if against is None else open_folder(against, model, registry)
+    there = None if against is None else open_folder(against, model, _registry_of(here))
+    if not isinstance(here, RunFolder) and (registry := _registry_of(there)) not in (None, RELEASED):
+        here = open_folder(str(root), model, registry)
     captions = next(
         ((folder, held) for folder in (here, there) if folder is not None for held in _captions_of(folder)),
         None,
@@ -318,6 +317,11 @@ def open_folder(text: str, model: str | None = None, registry: Registry | None =
             if name and (sort := sort_of(row, form)) is not None:
                 held.setdefault(name, Held(name, row, sort))
     return ListedFolder(root, {name: list_folder(root, name) for name in held}, tuple(held.values()))
+
+
+def _registry_of(folder: Folder | None) -> Registry | None:
+    """The modalities of the model of a run; of datasets None."""
+    return rows_of(folder.runs[0].record.model) if isinstance(folder, RunFolder) else None
 
 
 def _read_listed(source: Source, root: Path, model: ModelFiles, rows: Sequence[Modality]) -> Folder:

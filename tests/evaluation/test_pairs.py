@@ -170,3 +170,16 @@ def test_names_are_matched_whole(tmp_path: Path) -> None:
         "00000/000000": True,
         "loose": True,
     }
+
+
+def test_a_dataset_is_read_with_the_modalities_of_the_run_it_is_compared_with(tmp_path: Path) -> None:
+    """Tokens of the embedded model, which no released one has; on either side, or with its name."""
+    root, data = run_folder(tmp_path / "run"), tmp_path / "data"
+    for key in KEYS[:3]:
+        path = data / IDS.folder / f"{key.path}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.arange(3))
+    assert [pair.other.tolist() for pair in pairs_of(IDS.folder, root, data)] == [[0, 1, 2]] * 3
+    assert [pair.value.tolist() for pair in pairs_of(IDS.folder, data, root)] == [[0, 1, 2]] * 3
+    assert not list_pairs(data, str(data))
+    assert [one.held.name for one in list_pairs(data, str(data), model="demo")] == [IDS.folder]
