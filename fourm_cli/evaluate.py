@@ -58,7 +58,7 @@ def evaluate(
     from fourm.inputs.world import other_launcher, parse_world
 
     root = parse_folder(folder, sys.stdin.buffer)
-    names = tuple(name for name in (measures or "").replace(",", " ").split() if name)
+    names = tuple((measures or "").replace(",", " ").split())
     if measures is not None and not names:
         raise UsageError("--measures: names no measure")
     world = parse_world(shard, os.environ)

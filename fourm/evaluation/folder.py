@@ -30,10 +30,8 @@ from fourm.output.joining import remove_measures
 from fourm.output.processes import remove_empty, sha256_of_file
 from fourm.output.record import EVAL, EVAL_CSV, EVAL_DRAWINGS, EVAL_JSON
 
-GROUP, GROUP_BYTES = (
-    32,
-    1 << 26,
-)  # pairs that a measure gets at once, and about how large they may be together
+# Pairs that a measure gets at once, and about how large they may be together.
+GROUP, GROUP_BYTES = 32, 1 << 26
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ splits from the generator of the process; those of LPIPS and CLIP score load net
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ from fourm.measures.measure import (
     check_side,
     check_sizes,
     id_of,
-    one_by_one,
 )
 from fourm.measures.networks.clip import TextReader, load_clip, prepare
 from fourm.measures.networks.inception import CLASSES, FEATURES, load_inception
@@ -39,7 +38,7 @@ from fourm.networks.precision import arithmetic
 SIDE = 256  # pixels to which pictures are resized before FID, Inception and CLIP score, as 4M's authors do
 SPLITS = 10  # of the Inception score
 CAPTION_TOKENS = 60  # of a caption that CLIP reads, as 4M's authors have it; without start and end
-_GROUP = 16  # pictures that a network takes at a time, except on CPUs
+_GROUP = 16  # pictures that Inception takes at a time, except on CPUs
 _RECENT = 64  # pictures whose features are kept: values and partners of the group that is measured
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Floats = NDArray[np.float64]
@@ -54,10 +53,10 @@ def lpips(settings: Settings) -> Measure:
     def distance(pair: Pair) -> Row:
         check_sizes(pair)
         check_side(pair, SMALLEST, "LPIPS")
-        tensors = (_tensor(pair.value) / 255, _tensor(pair.other) / 255)
-        return {"lpips": float(_through(network(), [tensors], device, 1)[0])}
+        both = (_tensor(one)[None] / 255 for one in (pair.value, pair.other))
+        return {"lpips": float(_run(network(), device, *both)[0])}
 
-    return MeanOf(one_by_one(distance), ["lpips"])
+    return MeanOf(distance, ["lpips"])
 
 
 def clip_score(settings: Settings) -> Measure:
@@ -68,20 +67,16 @@ def clip_score(settings: Settings) -> Measure:
     path, device = _weights(settings), settings.device
     load = cache(lambda: (load_clip(path, device), TextReader(path.parent / "tokenizer.json")))
 
-    def scores(pairs: Sequence[Pair]) -> list[Row]:
-        (network, reader), rows = load(), list[Row]()
-        limit = min(CAPTION_TOKENS, network.sizes.text.length - 2)
-        pictures = [(prepare(resized(pair.value), network.sizes.side),) for pair in pairs]
-        for pair, seen in zip(pairs, _through(network.embed_pictures, pictures, device), strict=True):
-            score = math.nan
-            if "caption" in pair.texts:
-                with torch.inference_mode(), arithmetic("float32"):
-                    told = network.embed_texts([reader.read(pair.texts["caption"], limit)])[0]
-                score = 100 * max(float(seen @ told.double().cpu().numpy()), 0.0)
-            rows.append({"clip_score": score})
-        return rows
+    def score(pair: Pair) -> Row:
+        network, reader = load()
+        if "caption" not in pair.texts:
+            return {"clip_score": math.nan}
+        ids = reader.read(pair.texts["caption"], min(CAPTION_TOKENS, network.sizes.text.length - 2))
+        seen = _run(network.embed_pictures, device, prepare(resized(pair.value), network.sizes.side)[None])
+        told = _run(network.embed_texts, device, torch.tensor([ids]))
+        return {"clip_score": 100 * max(float(seen[0] @ told[0]), 0.0)}
 
-    return MeanOf(scores, ["clip_score"])
+    return MeanOf(score, ["clip_score"])
 
 
 def fid(settings: Settings) -> Measure:
@@ -105,26 +100,27 @@ def inception_score(settings: Settings) -> Measure:
 class InceptionOutputs:
     """Features and logits of pictures; one for FID and Inception score, so that each is computed once."""
 
-    def __init__(self, path: Path, device: str) -> None:
-        self._device, self._recent = device, dict[bytes, Floats]()
-        self._network = cache(lambda: load_inception(path, device))
+    def __init__(self, load: Callable[[], Callable[[Tensor], tuple[Tensor, Tensor]]], device: str) -> None:
+        """load: what gives the network, when the first pictures come."""
+        self._network, self._device, self._recent = cache(load), device, dict[bytes, Floats]()
 
     def of(self, pictures: Sequence[Picture]) -> Floats:
         """(n, FEATURES + CLASSES) of n pictures."""
-        found, new = dict[bytes, Floats](), dict[bytes, tuple[Tensor]]()
         names = [hashlib.blake2b(repr(one.shape).encode() + one.tobytes()).digest() for one in pictures]
-        for name, picture in zip(names, pictures, strict=True):
-            if name in self._recent:
-                found[name] = self._recent[name]
-            else:
-                new[name] = (_tensor(resized(picture)),)
-        if new:
-            found |= zip(new, _through(self._both, list(new.values()), self._device), strict=True)
-        self._recent = dict([*self._recent.items(), *found.items()][-_RECENT:])
+        both = zip(names, pictures, strict=True)
+        new = {name: _tensor(resized(one)) for name, one in both if name not in self._recent}
+        found = self._recent | dict(zip(new, self._compute([*new.values()]), strict=True))
+        self._recent = dict([*found.items()][-_RECENT:])
         return np.array([found[name] for name in names]).reshape(len(names), FEATURES + CLASSES)
 
-    def _both(self, batch: Tensor) -> Tensor:
-        return torch.cat(self._network()(batch), 1)
+    def _compute(self, pictures: Sequence[Tensor]) -> Iterator[Floats]:
+        """In groups of one size, the last one filled up, so that no output depends on the others."""
+        size = 1 if torch.device(self._device).type == "cpu" else _GROUP
+        for start in range(0, len(pictures), size):
+            group = pictures[start : start + size]
+            batch = torch.stack([*group, *[group[0]] * (size - len(group))])
+            outputs = _run(lambda batch: torch.cat(self._network()(batch), 1), self._device, batch)
+            yield from outputs[: len(group)]
 
 
 class Frechet:
@@ -156,16 +152,14 @@ class Frechet:
 
     def result(self) -> dict[str, Value]:
         """The distance; NaN of fewer than two samples."""
-        state, means, covariances = self.state(), [], []
-        count, value = int(state["fake_features_num_samples"]), math.nan
-        if count >= 2:
-            for side in ("fake", "real"):
-                mean = state[f"{side}_features_sum"] / count
-                means.append(mean)
-                products = state[f"{side}_features_cov_sum"] - count * np.outer(mean, mean)
-                covariances.append(products / (count - 1))
-            value = frechet_distance(means, covariances)
-        return {"fid": Value(value, count)}
+        state, means, covariances = self.state(), list[Floats](), list[Floats]()
+        if (count := int(state["fake_features_num_samples"])) < 2:
+            return {"fid": Value(math.nan, count)}
+        for side in ("fake", "real"):
+            means.append(state[f"{side}_features_sum"] / count)
+            products = state[f"{side}_features_cov_sum"] - count * np.outer(means[-1], means[-1])
+            covariances.append(products / (count - 1))
+        return {"fid": Value(frechet_distance(means, covariances), count)}
 
 
 def frechet_distance(means: Sequence[Floats], covariances: Sequence[Floats]) -> float:
@@ -192,50 +186,36 @@ class ClassEntropy:
     """
 
     def __init__(self, extract: Extractor, width: int) -> None:
-        self._extract = extract
-        self._count = np.zeros(SPLITS, np.int64)
-        self._sum = np.zeros((SPLITS, width))  # of probabilities p
-        self._negentropy = np.zeros(SPLITS)  # of sums of p log p
+        # Of each split: the sums of the probabilities p and of p log p, and the number of samples.
+        self._extract, self._sums = extract, np.zeros((SPLITS, width + 2))
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
         """Add the probabilities of values; a pair alone has no number."""
-        if not pairs:
-            return []
-        logits = self._extract([pair.value for pair in pairs])
-        shifted = logits - logits.max(1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-        for pair, log in zip(pairs, logs, strict=True):
-            split = split_of(pair)
-            self._count[split] += 1
-            self._sum[split] += np.exp(log)
-            self._negentropy[split] += (np.exp(log) * log).sum()
+        logits = torch.from_numpy(self._extract([pair.value for pair in pairs])) if pairs else ()
+        for pair, one in zip(pairs, logits, strict=True):
+            logs = one.log_softmax(0).numpy()
+            self._sums[split_of(pair)] += [*np.exp(logs), np.exp(logs) @ logs, 1]
         return [{} for _ in pairs]
 
     def state(self) -> State:
         """Sums of each split."""
-        found = {"count": self._count, "sum": self._sum, "negentropy": self._negentropy}
-        return {name: array.copy() for name, array in found.items()}
+        return {"sums": self._sums.copy()}
 
     def merge(self, states: Sequence[State]) -> None:
         """Add the sums of other processes."""
-        for state in states:
-            self._count = self._count + state["count"]
-            self._sum = self._sum + state["sum"]
-            self._negentropy = self._negentropy + state["negentropy"]
+        self._sums = sum((state["sums"] for state in states), self._sums)
 
     def result(self) -> dict[str, Value]:
         """Mean of the splits, their standard deviation (NaN of one), and how many there are."""
-        filled = self._count > 0
-        count, number = self._count[filled, None], int(filled.sum())
-        means = self._sum[filled] / count
-        logs = np.log(means, out=np.zeros_like(means), where=means > 0)
-        scores = np.exp(self._negentropy[filled] / count[:, 0] - (means * logs).sum(1))
-        samples = int(self._count.sum())
+        counts = self._sums[:, -1]
+        means = torch.from_numpy(self._sums[counts > 0, :-1] / counts[counts > 0, None])
+        classes, negentropy = means[:, :-1], means[:, -1]
+        scores = (negentropy - torch.xlogy(classes, classes).sum(1)).exp()
+        samples, number = int(counts.sum()), len(scores)
+        deviation = float(scores.std()) if number > 1 else math.nan
         return {
-            "inception_score": Value(float(scores.mean()) if number else math.nan, samples),
-            "inception_score_std": Value(
-                float(scores.std(ddof=1)) if number > 1 else math.nan, samples, is_detail=True
-            ),
+            "inception_score": Value(float(scores.mean()), samples),
+            "inception_score_std": Value(deviation, samples, is_detail=True),
             "inception_score_splits": Value(number, samples, is_detail=True),
         }
 
@@ -267,7 +247,7 @@ def _weights(settings: Settings) -> Path:
 
 @lru_cache(maxsize=1)
 def _inception(path: Path, device: str) -> InceptionOutputs:
-    return InceptionOutputs(path, device)
+    return InceptionOutputs(partial(load_inception, path, device), device)
 
 
 def _tensor(picture: Picture) -> Tensor:
@@ -275,25 +255,7 @@ def _tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
-def _through(
-    network: Callable[..., Tensor], inputs: Sequence[tuple[Tensor, ...]], device: str, size: int = _GROUP
-) -> Floats:
-    """What a network makes of inputs, each a tensor for each of its arguments; (n, ...) float64.
-
-    Groups are of one size, on CPUs of one input, so that no result depends on what else is in its group.
-    """
-    size, results = 1 if torch.device(device).type == "cpu" else size, list[Floats]()
+def _run(network: Callable[..., Tensor], device: str, *inputs: Tensor) -> Floats:
+    """What a network makes of inputs (n, ...): (n, ...) float64."""
     with torch.inference_mode(), arithmetic("float32"):
-        for group, count in _groups(inputs, size):
-            batch = (torch.stack(one).to(device) for one in zip(*group, strict=True))
-            results.append(network(*batch)[:count].double().cpu().numpy())
-    return np.concatenate(results) if results else np.zeros(0)
-
-
-def _groups(
-    inputs: Sequence[tuple[Tensor, ...]], size: int
-) -> Iterator[tuple[list[tuple[Tensor, ...]], int]]:
-    """Groups of inputs of `size`, the last one filled up with its first input, and how many are meant."""
-    for start in range(0, len(inputs), size):
-        group = list(inputs[start : start + size])
-        yield group + [group[0]] * (size - len(group)), len(group)
+        return network(*(one.to(device) for one in inputs)).double().cpu().numpy()

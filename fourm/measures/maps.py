@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +11,23 @@ from fourm.codecs.colours import COCO_NAMES, NO_CLASS, class_names
 from fourm.errors import SampleError
 from fourm.measures.measure import (
     Array,
+    Counts,
     MeanOf,
     Measure,
     Pair,
+    PooledOf,
     Row,
     Settings,
     State,
     Value,
     check_sizes,
     id_of,
-    one_by_one,
 )
 
-Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+SCORES = ("miou", "pixel_accuracy")
 NUM_CLASSES = 256  # rows and columns of a confusion matrix, with "no class"
 DEPTH_ERRORS = ("abs_rel", "rmse", "delta_1", "delta_2", "delta_3")
 _DELTA = 1.25  # a pixel is right within this ratio, its square, its cube
@@ -50,7 +50,7 @@ def depth(settings: Settings) -> Measure:
     map by least squares, picture by picture (Ranftl et al. 2020, arXiv:1907.01341), but for `metric_depth`.
     """
     measured = partial(_depth_of, is_metric=settings.metric_depth)
-    return MeanOf(one_by_one(measured), DEPTH_ERRORS)
+    return MeanOf(measured, DEPTH_ERRORS)
 
 
 def normals(settings: Settings) -> Measure:
@@ -59,92 +59,32 @@ def normals(settings: Settings) -> Measure:
     Fouhey et al. 2013, doi:10.1109/ICCV.2013.421. Each number is one of a picture, and its mean over
     pictures; so `median_angle` is the mean of medians.
     """
-    return MeanOf(one_by_one(_normals_of), NORMAL_ERRORS)
+    return MeanOf(_normals_of, NORMAL_ERRORS)
 
 
 def cosine(settings: Settings) -> Measure:
     """The cosine of two feature maps: the mean over their places, then over samples."""
-    return MeanOf(one_by_one(_cosine_of), ["cosine"])
+    return MeanOf(_cosine_of, ["cosine"])
 
 
-class Segmentation:
+def segmentation(settings: Settings) -> Measure:
     """Mean intersection over union of classes and pixel accuracy, of the confusion matrix of all pixels.
 
     Long et al. 2015, arXiv:1411.4038. A class counts if a true map or a result has it. Pixels without a class
-    in the true map are left out; those of a result are wrong. A row has the numbers of one map.
+    in the true map are left out; those of a result are wrong. `iou/NAME` of each class is a detail.
     """
-
-    def __init__(self, settings: Settings) -> None:
-        self._labels = settings.row.labels or COCO_NAMES
-        self._confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)  # true, found
-        self._samples = 0
-
-    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
-        """The numbers of each map."""
-        tables = [_confusion_of(pair) for pair in pairs]
-        for table in tables:
-            self._add(table, int(table.any()))
-        return [dict(zip(("miou", "pixel_accuracy"), scores(table), strict=True)) for table in tables]
-
-    def state(self) -> State:
-        """The confusion matrix, (256, 256), a row for each true class."""
-        return {"confusion": self._confusion, "samples": np.array([self._samples], dtype=np.int64)}
-
-    def merge(self, states: Sequence[State]) -> None:
-        """Add matrices."""
-        for state in states:
-            self._add(state["confusion"], int(state["samples"][0]))
-
-    def result(self) -> dict[str, Value]:
-        """Both numbers; `iou/NAME` of each class as details."""
-        miou, accuracy = scores(self._confusion)
-        found = {"miou": Value(miou, self._samples), "pixel_accuracy": Value(accuracy, self._samples)}
-        ious, names = class_ious(self._confusion), class_names(self._labels)
-        for number in np.flatnonzero(~np.isnan(ious)).tolist():
-            found[f"iou/{names[number]}"] = Value(float(ious[number]), self._samples, is_detail=True)
-        return found
-
-    def _add(self, table: NDArray[Any], samples: int) -> None:
-        self._confusion = self._confusion + table
-        self._samples += samples
+    names = class_names(settings.row.labels or COCO_NAMES)
+    return PooledOf(_confusion_of, partial(scores, names=names), SCORES, (NUM_CLASSES, NUM_CLASSES))
 
 
-class Edges:
-    """F1 of edges at the one threshold that is best for all pictures (ODS).
+def edges(settings: Settings) -> Measure:
+    """F1 of edges at the one threshold that is best for all pictures (ODS), which is a detail.
 
     Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161, without thinning: a pixel is right if the other map has
     an edge within 0.0075 of the diagonal, and several pixels may be right by the same one. A row has the F1
     of one picture at its own best threshold.
     """
-
-    def __init__(self, settings: Settings) -> None:
-        self._counts, self._samples = np.zeros((3, _LEVELS), dtype=np.int64), 0
-
-    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
-        """The F1 of each picture."""
-        counts = [_edges_of(pair) for pair in pairs]
-        self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
-        self._samples += sum(bool(one.any()) for one in counts)
-        return [{"ods_f1": float(edge_f1(one).max()) if one.any() else math.nan} for one in counts]
-
-    def state(self) -> State:
-        """As `edge_counts`, of all pictures."""
-        return {"counts": self._counts, "samples": np.array([self._samples], dtype=np.int64)}
-
-    def merge(self, states: Sequence[State]) -> None:
-        """Add counts."""
-        for state in states:
-            self._counts = self._counts + state["counts"]
-            self._samples += int(state["samples"][0])
-
-    def result(self) -> dict[str, Value]:
-        """The best F1, and its threshold as a share of 255."""
-        if not self._samples:
-            return {"ods_f1": Value(math.nan, 0)}
-        f1 = edge_f1(self._counts)
-        best = int(f1.argmax())
-        threshold = Value((best + 1) / 100, self._samples, is_detail=True)
-        return {"ods_f1": Value(float(f1[best]), self._samples), "ods_threshold": threshold}
+    return PooledOf(_edges_of, best_f1, ["ods_f1"], (3, _LEVELS))
 
 
 class Retrieval:
@@ -240,13 +180,14 @@ def class_ious(confusion: Counts) -> Floats:
     return ious
 
 
-def scores(confusion: Counts) -> tuple[float, float]:
-    """Mean intersection over union and pixel accuracy of a confusion matrix; NaN without pixels."""
+def scores(confusion: Counts, names: Sequence[str]) -> Row:
+    """The numbers of SCORES of a confusion matrix, NaN without pixels; `iou/NAME` of the classes it has."""
     ious, total = class_ious(confusion), int(confusion.sum())
-    present = ious[~np.isnan(ious)]
     if not total:
-        return math.nan, math.nan
-    return float(present.mean()), float(np.diag(confusion).sum() / total)
+        return dict.fromkeys(SCORES, math.nan)
+    present = {f"iou/{name}": iou for name, iou in zip(names, ious.tolist(), strict=True) if iou == iou}
+    accuracy = int(np.diag(confusion).sum()) / total
+    return {"miou": math.fsum(present.values()) / len(present), "pixel_accuracy": accuracy, **present}
 
 
 def edge_counts(found: NDArray[np.uint8], true: NDArray[np.uint8]) -> Counts:
@@ -279,6 +220,14 @@ def edge_f1(counts: Counts) -> Floats:
         precision, recall = right / found, reached / edges
         f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
     return np.where((found == 0) & (edges == 0), 1.0, f1)
+
+
+def best_f1(counts: Counts) -> Row:
+    """The best of `edge_f1`, and its threshold as a share of 255; NaN without pixels."""
+    if not counts.any():
+        return {"ods_f1": math.nan}
+    f1 = edge_f1(counts)
+    return {"ods_f1": float(f1.max()), "ods_threshold": (int(f1.argmax()) + 1) / 100}
 
 
 def cosines(found: NDArray[np.float32], true: NDArray[np.float32]) -> Floats:

@@ -1,7 +1,7 @@
 """What a measure is: pairs of values in, a number per pair and a result for all out; and the simplest ones.
 
 A measure is a function of `tables.MEASURES` that takes `Settings` and returns an object with the methods of
-`Measure`. Most are the mean of a number per pair: those are `MeanOf` a function, as `exact_match` is.
+`Measure`. Most are the mean of a number per pair (`MeanOf`), some are made of summed counts (`PooledOf`).
 
 What `Pair.value` and `Pair.other` are depends on the kind of data (`tables.Sort`):
 
@@ -23,6 +23,7 @@ SampleError, in words about the two values; the key and the modality are added b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ from fourm.modalities.registry import Modality
 Row = Mapping[str, float]  # numbers of one pair by name; NaN: not defined for it
 Array = NDArray[Any]  # float64, int64 or uint8, of any shape; no texts, no objects
 State = Mapping[str, Array]
-_ENDLESS = 1e300
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,6 @@ class Settings:
     device: str = "cpu"  # for networks
     weights: Path | None = None  # folder or file of the network, if the measure's line in MEASURES names one
     metric_depth: bool = False  # depth is compared as it is, without scale and shift
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,75 +101,59 @@ class Measure(Protocol):
 
 
 class ExactSum:
-    """The sum of the finite ones among some numbers, without rounding, and how many numbers of each kind.
-
-    Numbers from 1e300 on count as infinite, so that no sum of a hundred million numbers is.
-    """
+    """The sum of the finite ones among some numbers, without rounding, and how many numbers of each kind."""
 
     def __init__(self) -> None:
         self.finite = self.infinite = self.undefined = 0
-        self._parts: list[float] = []  # whose exact sum it is
+        self._total = Fraction()
 
     def add(self, number: float) -> None:
         """Count a number, and add it if it is finite."""
-        if abs(number) < _ENDLESS:
+        if math.isfinite(number):
             self.finite += 1
-            self._grow(number)
+            self._total += Fraction(number)
         elif math.isnan(number):
             self.undefined += 1
         else:
             self.infinite += 1
 
     def state(self) -> Array:
-        """(3 + n,) float64: the counts, and n parts."""
-        return np.array([self.finite, self.infinite, self.undefined, *self._parts], dtype=np.float64)
+        """The counts and the sum, a fraction, as text; uint8."""
+        numbers = (self.finite, self.infinite, self.undefined, self._total)
+        return np.frombuffer(" ".join(map(str, numbers)).encode(), dtype=np.uint8)
 
     def merge(self, state: Array) -> None:
         """Add what another one has."""
-        finite, infinite, undefined, *parts = state.tolist()
+        finite, infinite, undefined, total = map(Fraction, state.tobytes().decode().split())
         self.finite += int(finite)
         self.infinite += int(infinite)
         self.undefined += int(undefined)
-        for part in parts:
-            self._grow(part)
+        self._total += total
 
     def mean(self) -> float:
         """Of the finite numbers; infinity if there are only infinite ones, NaN if there is neither."""
         if self.finite:
-            return math.fsum(self._parts) / self.finite
+            return float(self._total / self.finite)
         return math.inf if self.infinite else math.nan
-
-    def _grow(self, number: float) -> None:
-        """Add a number; Shewchuk 1997, doi:10.1007/PL00009321: what a sum loses becomes another part."""
-        kept = list[float]()
-        for part in self._parts:
-            if abs(number) < abs(part):
-                number, part = part, number
-            total = number + part
-            if lost := part - (total - number):
-                kept.append(lost)
-            number = total
-        self._parts = [*kept, number]
 
 
 class MeanOf:
     """The mean of each number of the rows of a function. Sums are exact, so that order changes nothing."""
 
     def __init__(
-        self, function: Callable[[Sequence[Pair]], Sequence[Row]], names: Sequence[str],
-        infinite: str = "infinite",
-    ) -> None:  # fmt: skip
-        """function: rows of some pairs. names: of the numbers that MEASURES lists; others are details.
+        self, row_of: Callable[[Pair], Row], names: Sequence[str], infinite: str = "infinite"
+    ) -> None:
+        """row_of: the numbers of a pair. names: of those that MEASURES lists; others are details.
 
         infinite: what it means if a number is infinite; such samples are counted under this name and are
         left out of the mean, unless all are. NaN counts as `undefined` and is left out.
         """
-        self._function, self._names, self._infinite = function, names, infinite
+        self._row_of, self._names, self._infinite = row_of, names, infinite
         self._sums = {name: ExactSum() for name in names}
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
-        """Rows of the function; all its errors come before anything is taken in."""
-        rows = self._function(pairs) if pairs else []
+        """The rows; all errors come before anything is taken in."""
+        rows = [self._row_of(pair) for pair in pairs]
         for row in rows:
             for name, number in row.items():
                 self._sums.setdefault(name, ExactSum()).add(float(number))
@@ -197,9 +181,44 @@ class MeanOf:
         return Value(total.mean(), samples, is_mean=True, is_detail=name not in self._names, counts=said)
 
 
-def one_by_one(function: Callable[[Pair], Row]) -> Callable[[Sequence[Pair]], Sequence[Row]]:
-    """A function of some pairs, made of a function of one."""
-    return lambda pairs: [function(pair) for pair in pairs]
+class PooledOf:
+    """Numbers of the counts of all pairs together, as BLEU is one. A row has the numbers of one pair."""
+
+    def __init__(
+        self, counts_of: Callable[[Pair], Counts], numbers_of: Callable[[Counts], Row],
+        names: Sequence[str], shape: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        """counts_of: int64 of this shape, of a pair; if all are 0, it does not count as a sample.
+
+        numbers_of: the numbers of such counts, of one pair or summed. names: as in `MeanOf`; rows have no
+        details.
+        """
+        self._counts_of, self._numbers_of, self._names = counts_of, numbers_of, names
+        self._counts, self._samples = np.zeros(shape, dtype=np.int64), 0
+
+    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
+        """The numbers of each pair; all errors come before anything is taken in."""
+        found = [self._counts_of(pair) for pair in pairs]
+        for counts in found:
+            self._counts = self._counts + counts
+            self._samples += bool(counts.any())
+        rows = map(self._numbers_of, found)
+        return [{name: row[name] for name in self._names} for row in rows]
+
+    def state(self) -> State:
+        """The sums of counts, and the number of samples."""
+        return {"counts": self._counts, "samples": np.array([self._samples], dtype=np.int64)}
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Add the sums of other processes."""
+        for state in states:
+            self._counts = self._counts + state["counts"]
+            self._samples += int(state["samples"][0])
+
+    def result(self) -> dict[str, Value]:
+        """The numbers of all."""
+        found = self._numbers_of(self._counts).items()
+        return {name: Value(one, self._samples, is_detail=name not in self._names) for name, one in found}
 
 
 def token_share(settings: Settings) -> Measure:
@@ -207,13 +226,12 @@ def token_share(settings: Settings) -> Measure:
 
     Of rows of different lengths, the positions that one of them lacks are not equal.
     """
-    return MeanOf(one_by_one(_token_share), ["token_share", "all_equal"])
+    return MeanOf(_token_share, ["token_share", "all_equal"])
 
 
 def exact_match(settings: Settings) -> Measure:
     """Whether two texts are equal, blanks at their ends aside (Rajpurkar et al. 2016, arXiv:1606.05250)."""
-    return MeanOf(one_by_one(lambda pair: {"exact_match": pair.value.strip() == pair.other.strip()}),
-                  ["exact_match"])  # fmt: skip
+    return MeanOf(lambda pair: {"exact_match": pair.value.strip() == pair.other.strip()}, ["exact_match"])
 
 
 def check_sizes(pair: Pair) -> None:

@@ -5,9 +5,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, check_side, check_sizes, one_by_one
+from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, check_side, check_sizes
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM, in pixels
+_EDGE = WINDOW // 2  # pixels at each border, where no window has its centre
 _C1, _C2 = 0.01**2, 0.03**2  # of SSIM, for pictures in [0, 1]
 
 
@@ -16,7 +17,7 @@ def psnr(settings: Settings) -> Measure:
 
     Horé and Ziou 2010, doi:10.1109/ICPR.2010.579. The error is the mean over known pixels and channels.
     """
-    return MeanOf(one_by_one(_psnr), ["psnr"], infinite="identical")
+    return MeanOf(_psnr, ["psnr"], infinite="identical")
 
 
 def ssim(settings: Settings) -> Measure:
@@ -26,7 +27,7 @@ def ssim(settings: Settings) -> Measure:
     covariances of the population; the mean over windows that lie within the picture (and whose centre is
     known), and over channels.
     """
-    return MeanOf(one_by_one(_ssim), ["ssim"])
+    return MeanOf(_ssim, ["ssim"])
 
 
 def _psnr(pair: Pair) -> Row:
@@ -43,24 +44,19 @@ def _psnr(pair: Pair) -> Row:
 def _ssim(pair: Pair) -> Row:
     check_sizes(pair)
     check_side(pair, WINDOW, "SSIM")
-    channels = zip(np.moveaxis(pair.value, 2, 0), np.moveaxis(pair.other, 2, 0), strict=True)
-    similarity = np.stack([_similarity(one / 255, other / 255) for one, other in channels])
+    similarity = _similarity(pair.value / 255, pair.other / 255)
     if pair.known is not None:
-        edge = WINDOW // 2
-        similarity = similarity[:, pair.known[edge:-edge, edge:-edge]]
+        similarity = similarity[pair.known[_EDGE:-_EDGE, _EDGE:-_EDGE]]
     return {"ssim": float(similarity.mean()) if similarity.size else math.nan}
 
 
 def _similarity(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """SSIM of each window of two channels: (H, W) in [0, 1] -> (H - 10, W - 10)."""
-    from scipy.ndimage import correlate1d
+    """SSIM of each window and channel of two pictures: (H, W, 3) in [0, 1] -> (H - 10, W - 10, 3)."""
+    from scipy.ndimage import gaussian_filter
 
-    edge = WINDOW // 2
-    window = np.exp(-np.square(np.arange(WINDOW) - edge) / (2 * SIGMA**2))
     maps = np.stack([one, other, one * one, other * other, one * other])
-    for axis in (1, 2):
-        maps = correlate1d(maps, window / window.sum(), axis)
-    mean1, mean2, square1, square2, product = maps[:, edge:-edge, edge:-edge]
+    maps = gaussian_filter(maps, SIGMA, axes=(1, 2), radius=_EDGE)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]
+    mean1, mean2, square1, square2, product = maps
     both, squares = mean1 * mean2, mean1 * mean1 + mean2 * mean2
     likeness = (2 * both + _C1) * (2 * (product - both) + _C2)
     return likeness / ((squares + _C1) * (square1 + square2 - squares + _C2))

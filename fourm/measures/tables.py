@@ -97,11 +97,11 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "degrees; each number is the mean over pictures, so the median is the mean of "
                    "medians; pixels that are grey in the true map, which is no direction, are left out"),
         MeasureRow("segmentation", ["labels"], {"miou": _HIGHER, "pixel_accuracy": _HIGHER},
-                   "maps:Segmentation", "Long et al. 2015, arXiv:1411.4038",
+                   "maps:segmentation", "Long et al. 2015, arXiv:1411.4038",
                    "of all pixels together; the mean over the classes that true maps or results have, "
                    "iou/NAME for each; true pixels without a class (255) are left out, in a result they "
                    "are wrong"),
-        MeasureRow("edges", ["edges"], {"ods_f1": _HIGHER}, "maps:Edges",
+        MeasureRow("edges", ["edges"], {"ods_f1": _HIGHER}, "maps:edges",
                    "Arbeláez et al. 2011, doi:10.1109/TPAMI.2010.161",
                    "one threshold for all pictures, of 1 % to 99 %; true edges are levels from 128 on; "
                    "pixels match within 0.0075 of the diagonal, without thinning, and several may match "
@@ -113,7 +113,7 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "maps:Retrieval", "Hodosh et al. 2013, doi:10.1613/jair.3994",
                    "the share of samples whose own partner is among the nearest ones, by the cosine of "
                    "means over places; partners that are as near as the own one count as nearer"),
-        MeasureRow("bleu", ["text"], {"bleu_4": _HIGHER}, "texts:Bleu",
+        MeasureRow("bleu", ["text"], {"bleu_4": _HIGHER}, "texts:bleu",
                    "Papineni et al. 2002, doi:10.3115/1073083.1073135",
                    "words in lower case without punctuation; 0 to 1, all texts together, one partner each, "
                    "sacrebleu's smoothing 'exp', without orders that no text is long enough for",

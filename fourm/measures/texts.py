@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.errors import SampleError
-from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings, State, Value, one_by_one
+from fourm.measures.measure import Counts, MeanOf, Measure, Pair, PooledOf, Row, Settings, State, Value
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -29,42 +29,6 @@ MAX_WORDS = 2000  # of a text, for ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty for another length
 _SCALE = 10.0  # CIDEr-D of a text that is equal to its partner
 _WORD = re.compile(r"\w+")
-
-
-class Bleu:
-    """BLEU-4 of all texts together, 0 to 1, by sacrebleu.
-
-    Papineni et al. 2002, doi:10.3115/1073083.1073135; Post 2018, arXiv:1804.08771. Orders of n-grams without
-    a match are smoothed (its method "exp"); those that no text is long enough for are left out. A row has
-    the BLEU of one text.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._counts, self._samples = np.zeros(2 * MAX_GRAM + 2, dtype=np.int64), 0
-
-    def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
-        """The BLEU of each text."""
-        from sacrebleu.metrics.bleu import BLEU
-
-        metric = BLEU(tokenize="none", effective_order=True)
-        counts = [_bleu_counts(metric, pair) for pair in pairs]
-        self._counts = self._counts + sum(counts, np.zeros_like(self._counts))
-        self._samples += len(pairs)
-        return [{"bleu_4": bleu(one)} for one in counts]
-
-    def state(self) -> State:
-        """Matches and totals of n-grams, and lengths: what `bleu` reads."""
-        return {"counts": self._counts, "samples": np.array([self._samples], dtype=np.int64)}
-
-    def merge(self, states: Sequence[State]) -> None:
-        """Add counts."""
-        for state in states:
-            self._counts = self._counts + state["counts"]
-            self._samples += int(state["samples"][0])
-
-    def result(self) -> dict[str, Value]:
-        """BLEU of all."""
-        return {"bleu_4": Value(bleu(self._counts), self._samples)}
 
 
 class Cider:
@@ -100,6 +64,16 @@ class Cider:
         return {"cider_d": Value(math.fsum(scores) / len(scores) if scores else math.nan, len(scores))}
 
 
+def bleu(settings: Settings) -> Measure:
+    """BLEU-4 of all texts together, 0 to 1, by sacrebleu; a row has the BLEU of one text.
+
+    Papineni et al. 2002, doi:10.3115/1073083.1073135; Post 2018, arXiv:1804.08771. Orders of n-grams without
+    a match are smoothed (its method "exp"); those that no text is long enough for are left out. NaN where
+    partners have no words.
+    """
+    return PooledOf(_bleu_counts, _bleu_of, ["bleu_4"], (2 * MAX_GRAM + 2,))
+
+
 def rouge(settings: Settings) -> Measure:
     """ROUGE-L, 0 to 1: F1 of the longest common subsequence of words, by rouge-score; the mean over texts.
 
@@ -107,29 +81,12 @@ def rouge(settings: Settings) -> Measure:
     (COCO's evaluation weighs it by 1.2).
     """
     scorer = cache(_rouge_scorer)
-    return MeanOf(one_by_one(lambda pair: _rouge_of(pair, scorer())), ["rouge_l"])
+    return MeanOf(lambda pair: _rouge_of(pair, scorer()), ["rouge_l"])
 
 
 def words_of(text: str) -> list[str]:
     """The words that are compared."""
     return _WORD.findall(text.lower())
-
-
-def bleu(counts: NDArray[np.int64]) -> float:
-    """BLEU-4 of (10,) counts: matches of 1- to 4-grams, their numbers, the lengths of results and partners.
-
-    NaN where partners have no words.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    matches, totals, lengths = np.split(counts, [MAX_GRAM, 2 * MAX_GRAM])
-    found, true = lengths.tolist()
-    if not true:
-        return math.nan
-    score = BLEU.compute_bleu(
-        matches.tolist(), totals.tolist(), found, true, smooth_method="exp", effective_order=True
-    )
-    return float(score.score) / 100
 
 
 def cider_d(found: Sequence[str], true: Sequence[str]) -> list[float]:
@@ -147,11 +104,29 @@ def grams_of(words: Words) -> Grams:
     return Counter(tuple(words[at : at + n]) for n in sizes for at in range(len(words) - n + 1))
 
 
-def _bleu_counts(metric: "BLEU", pair: Pair) -> NDArray[np.int64]:
-    """(10,) counts of one text, as `bleu` reads them."""
+@cache
+def _bleu_metric() -> "BLEU":
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(tokenize="none", effective_order=True)
+
+
+def _bleu_counts(pair: Pair) -> Counts:
+    """(10,) matches of 1- to 4-grams, their numbers, the lengths of result and partner."""
     found, true = (" ".join(words_of(text)) for text in (pair.value, pair.other))
-    score = metric.sentence_score(found, [true])
+    score = _bleu_metric().sentence_score(found, [true])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.int64)
+
+
+def _bleu_of(counts: Counts) -> Row:
+    """BLEU-4 of `_bleu_counts` of one text, or summed over texts."""
+    matches, totals, (found, true) = (part.tolist() for part in np.split(counts, [MAX_GRAM, 2 * MAX_GRAM]))
+    if not true:
+        return {"bleu_4": math.nan}
+    score = _bleu_metric().compute_bleu(
+        matches, totals, found, true, smooth_method="exp", effective_order=True
+    )
+    return {"bleu_4": score.score / 100}
 
 
 def _rouge_scorer() -> "RougeScorer":

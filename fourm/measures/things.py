@@ -9,14 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.hub.header import TokenizerPart
-from fourm.measures.measure import (
-    MeanOf,
-    Measure,
-    Pair,
-    Row,
-    Settings,
-    one_by_one,
-)
+from fourm.measures.measure import MeanOf, Measure, Pair, Row, Settings
 from fourm.modalities.facts import Palette
 from fourm.modalities.figures import PICTURE_SIDE, People
 
@@ -39,7 +32,7 @@ def poses(settings: Settings) -> Measure:
     without a partner are wrong. The mean over pictures with people.
     """
     joints_of = cache(partial(_load_joints, settings))
-    return MeanOf(one_by_one(lambda pair: pck(pair.value, pair.other, joints_of())), list(_NEAR))
+    return MeanOf(lambda pair: pck(pair.value, pair.other, joints_of()), list(_NEAR))
 
 
 def palettes(settings: Settings) -> Measure:
@@ -49,7 +42,7 @@ def palettes(settings: Settings) -> Measure:
     have no distance.
     """
     names = ["lab_distance", "count_error"]
-    return MeanOf(one_by_one(lambda pair: palette_errors(pair.value, pair.other)), names)
+    return MeanOf(lambda pair: palette_errors(pair.value, pair.other), names)
 
 
 def metadata(settings: Settings) -> Measure:
@@ -58,7 +51,7 @@ def metadata(settings: Settings) -> Measure:
     The indices are those of 4M's texts: values of one bin are equal. `error/NAME` is the absolute error of
     the values of a field, where both state one.
     """
-    return MeanOf(one_by_one(_metadata_of), ["fields_equal"])
+    return MeanOf(_metadata_of, ["fields_equal"])
 
 
 def pck(found: People, true: People, joints_of: FindJoints) -> dict[str, float]:

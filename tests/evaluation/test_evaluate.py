@@ -26,6 +26,7 @@ from fourm.evaluation.pairs import Counts
 from fourm.evaluation.results import intervals
 from fourm.evaluation.shares import Share, write_share
 from fourm.inputs.world import World
+from fourm.measures.measure import ExactSum
 from fourm.output.samples import load_run
 from fourm.views import measures
 from tests.folders import RGB, noise, put, write_record
@@ -223,7 +224,9 @@ def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.Mo
     for rank in (0, 1):
         one = replace(asked, world=World(rank, 2))
         [task], _ = plan(one, {"rgb": ["lpips"]})
-        task.measures["lpips"].merge([{"lpips": np.array([1.0, 0, 0, 0.5 + rank])}])
+        total = ExactSum()
+        total.add(0.5 + rank)
+        task.measures["lpips"].merge([{"lpips": total.state()}])
         states = {("rgb", "lpips"): task.measures["lpips"].state()}
         share = Share({}, {"rgb": Counts(pairs=1)}, [], states, {"lpips": {"sha256": "ab"}})
         write_share(root, one.world, settings_of(one, [task]), share)

@@ -123,11 +123,11 @@ def test_a_hundred_boxes_of_a_name_are_counted() -> None:
 
 def test_many_boxes_of_a_picture_are_compared_at_once() -> None:
     rng = np.random.default_rng(1)
-    corners = np.sort(rng.random((10_000, 2, 2)), axis=1).reshape(-1, 4).tolist()
+    corners = np.sort(rng.random((2_000, 2, 2)), axis=1).reshape(-1, 4).tolist()
     many = tuple(Box(*box, "cat") for box in corners)
     measure = build("boxes", "det")
-    assert measure.update(pairs_of([(many, many)])) == [{"ap": pytest.approx(2 / 101)}]
-    assert measure.result()["ar100"].value == pytest.approx(100 / 10_000)
+    assert measure.update(pairs_of([(many, many)])) == [{"ap": pytest.approx(6 / 101)}]
+    assert measure.result()["ar100"].value == pytest.approx(100 / 2_000)
 
 
 def test_instances_are_compared_by_their_boxes_once_each() -> None:

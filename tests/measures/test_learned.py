@@ -16,10 +16,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from fourm.errors import FourMError, SampleError
-from fourm.measures.learned import ClassEntropy, Frechet, resized, split_of
+from fourm.measures.learned import ClassEntropy, Frechet, InceptionOutputs, resized, split_of
 from fourm.measures.measure import Measure, Pair, Settings
 from fourm.measures.networks.clip import load_clip, prepare
-from fourm.measures.networks.inception import Inception
+from fourm.measures.networks.inception import CLASSES, FEATURES, Inception
 from fourm.measures.tables import MEASURES, build_measure
 from tests.emulated_gpu import emulated
 from tests.measures.seeded import CLIP_TEXTS, RGB, SEEDS, picture, write_clip, write_inception, write_lpips
@@ -41,10 +41,6 @@ def value_of(name: str, pairs: Sequence[Pair], weights: Path | None = None) -> f
     measure = build(name, weights)
     measure.update(pairs)
     return measure.result()[name].value
-
-
-def as_floats(values: np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())[None].double() / 255
 
 
 def test_pictures_that_are_too_small_or_of_two_sizes_are_refused(tmp_path: Path) -> None:
@@ -75,7 +71,8 @@ def test_the_clip_score_is_the_cosine_of_picture_and_caption(tmp_path: Path) -> 
     network = load_clip(folder / "model.safetensors")
     pixels = torch.stack([prepare(resized(picture(seed)), 16) for seed in SEEDS])
     with torch.inference_mode():
-        cosines = network.embed_pictures(pixels) @ network.embed_texts(list(captions.values())).T
+        texts = torch.cat([network.embed_texts(torch.tensor([ids])) for ids in captions.values()])
+        cosines = network.embed_pictures(pixels) @ texts.T
     wanted = 100 * cosines.clamp(min=0).flatten().double()
     assert [row["clip_score"] for row in rows] == pytest.approx(wanted.numpy(), abs=1e-4)
     assert {bool(one) for one in cosines.flatten() > 0} == {True, False}
@@ -257,14 +254,24 @@ def test_a_network_is_loaded_by_the_first_pictures_only(name: str, tmp_path: Pat
         measure.update([pair(1, 2)])
 
 
-@pytest.mark.parametrize("name", ["lpips", "clip_score"])
-def test_on_a_gpu_numbers_are_the_same_in_groups(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_lpips(tmp_path) if name == "lpips" else write_clip(tmp_path / "clip")
-    pairs = [pair(seed, 100 + seed, texts={"caption": "red ab"}) for seed in range(18)]  # 16 and 2
+def test_on_a_gpu_numbers_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = pair(1, 2, texts={"caption": "red ab"})
+    for name, path in (("lpips", write_lpips(tmp_path)), ("clip_score", write_clip(tmp_path / "clip"))):
+        with emulated(monkeypatch):
+            [row] = build_measure(MEASURES[name], Settings(RGB, "cuda", path)).update([both])
+        assert row[name] == pytest.approx(value_of(name, [both], path), abs=1e-4)
+
+
+def test_on_a_gpu_inception_takes_groups_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = list[int]()
+
+    def network(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(pictures))
+        means = pictures.double().mean((1, 2, 3))[:, None]
+        return means.expand(-1, FEATURES), -means.expand(-1, CLASSES)
+
+    pictures = [picture(seed % 18) for seed in range(20)]
     with emulated(monkeypatch):
-        measure = build_measure(MEASURES[name], Settings(RGB, "cuda", path))
-        rows = measure.update(pairs)
-    wanted = [row[name] for row in build(name, path).update(pairs)]
-    assert [row[name] for row in rows] == pytest.approx(wanted, abs=1e-4)
+        found = InceptionOutputs(lambda: network, "cuda").of(pictures)
+    assert sizes == [16, 16]  # of 18 pictures
+    assert np.array_equal(found, InceptionOutputs(lambda: network, "cpu").of(pictures))

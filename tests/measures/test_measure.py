@@ -20,7 +20,6 @@ from fourm.measures.measure import (
     Row,
     Settings,
     exact_match,
-    one_by_one,
     token_share,
 )
 from fourm.measures.pictures import psnr
@@ -120,31 +119,31 @@ FLOATS = st.one_of(st.floats(-1e9, 1e9), st.sampled_from([math.nan, math.inf]))
 
 @given(st.lists(FLOATS, max_size=30), st.integers(1, 4))
 def test_the_mean_of_any_shares_is_that_of_all(numbers: list[float], shares: int) -> None:
-    whole, merged = (MeanOf(one_by_one(first), ["first"]) for _ in range(2))
+    whole, merged = (MeanOf(first, ["first"]) for _ in range(2))
     whole.update([pair(one, None) for one in numbers])
     states = []
     for rank in range(shares):
-        part = MeanOf(one_by_one(first), ["first"])
+        part = MeanOf(first, ["first"])
         part.update([pair(one, None) for one in numbers[rank::shares]])
         states.append(part.state())
     merged.merge(states)
     np.testing.assert_equal(merged.result(), whole.result())
 
 
-@given(st.lists(st.floats(-9e299, 9e299), min_size=1, max_size=30), st.randoms())
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30), st.randoms())
 def test_a_sum_is_exact_in_any_order_and_stays_small(numbers: list[float], random: Random) -> None:
     total, shuffled = ExactSum(), ExactSum()
     random.shuffle(more := [*numbers])
     for one, other in zip(numbers, more, strict=True):
         total.add(one)
         shuffled.add(other)
-    assert total.mean() == shuffled.mean() == float(sum(map(Fraction, numbers))) / len(numbers)
-    assert len(total.state()) <= 3 + 40
+    assert total.mean() == shuffled.mean() == float(sum(map(Fraction, numbers)) / len(numbers))
+    assert total.state().nbytes < 1000
 
 
 def test_a_mean_is_that_of_numpy_and_others_are_counted() -> None:
     total, numbers = ExactSum(), np.random.default_rng(0).normal(30, 9, 1000)
-    for one in [*numbers.tolist(), math.inf, 1.7e308, 1.7e308, math.nan]:
+    for one in [*numbers.tolist(), math.inf, -math.inf, math.nan]:
         total.add(one)
     assert total.mean() == pytest.approx(numbers.mean(), rel=1e-12)
-    assert (total.finite, total.infinite, total.undefined) == (1000, 3, 1)
+    assert (total.finite, total.infinite, total.undefined) == (1000, 2, 1)

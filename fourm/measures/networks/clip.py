@@ -4,7 +4,7 @@ Radford et al. 2021, arXiv:2103.00020. Parameters are named as in the public che
 `openai/clip-vit-large-patch14` (model.safetensors); sizes are read from the shapes of its tensors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,10 +183,9 @@ class Text(nn.Module):
         self.embeddings, self.encoder = TextEmbeddings(sizes), Encoder(sizes.text)
         self.final_layer_norm = nn.LayerNorm(sizes.text.dim)
 
-    def forward(self, ids: Tensor, ends: Tensor) -> Tensor:
-        """(B, N) ids and (B,) the position of the end of each text -> (B, D): the token there."""
-        x = self.final_layer_norm(self.encoder(self.embeddings(ids), is_causal=True))
-        return x[torch.arange(len(ids), device=ids.device), ends]
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, N) ids -> (B, D): the last token."""
+        return self.final_layer_norm(self.encoder(self.embeddings(ids), is_causal=True)[:, -1])
 
 
 class CLIP(nn.Module):
@@ -203,15 +202,9 @@ class CLIP(nn.Module):
         """(B, 3, side, side) from `prepare` -> (B, shared), of length 1."""
         return F.normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)
 
-    def embed_texts(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Ids with start and end of each text -> (B, shared), of length 1.
-
-        A text is not changed by what stands behind it, so shorter ones are padded with anything.
-        """
-        device, longest = self.visual_projection.weight.device, max(map(len, ids))
-        padded = torch.tensor([[*one, *[0] * (longest - len(one))] for one in ids], device=device)
-        ends = torch.tensor([len(one) - 1 for one in ids], device=device)
-        return F.normalize(self.text_projection(self.text_model(padded, ends)), dim=-1)
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """(B, N) ids of texts of one length, with start and end -> (B, shared), of length 1."""
+        return F.normalize(self.text_projection(self.text_model(ids)), dim=-1)
 
 
 def prepare(picture: NDArray[np.uint8], side: int) -> Tensor:
