@@ -8,8 +8,8 @@ PUBLIC = {
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances find_joints",
     "files": """file_ending format_frame pack_array pack_crops pack_ids pack_png read_array read_caption
-        read_crop read_crop_rows read_crops read_frame read_ids read_json read_members read_picture read_size
-        read_text read_turn write_crops""",
+        read_crop read_crop_rows read_crops read_features read_frame read_ids read_json read_members
+        read_picture read_size read_text read_turn write_crops""",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         lay_over_whole mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec TURN_ADVICE rows_at_once",

@@ -55,6 +55,15 @@ def read_array(path: Path) -> NDArray[Any]:
     return _parse_array(_read_bytes(path, MAX_BYTES), str(path))
 
 
+def read_features(path: Path) -> NDArray[Any]:
+    """What `fourm embed` wrote of a sample: floats (layers, D), or (layers, N, D) of N tokens."""
+    value = read_array(path)
+    if value.dtype.kind != "f" or value.ndim not in (2, 3) or not value.size:
+        what = f"{value.dtype} of shape {value.shape} is not layers x width, or layers x tokens x width"
+        raise SampleError(f"{path}: {what}")
+    return value
+
+
 def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
     """The arrays of a .npz file that have these names; no other member is unpacked."""
     stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []

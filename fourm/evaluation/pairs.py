@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fourm.codecs.files import read_array, read_caption, read_frame, read_picture
+from fourm.codecs.files import read_array, read_caption, read_features, read_frame, read_picture
 from fourm.data.containers import CONTAINER_SUFFIXES, is_there
 from fourm.data.dataset import Listing, folders_in, list_folder
 from fourm.data.layout import Crop, Frame, Key, Place, centre_crop
@@ -30,13 +30,15 @@ from fourm.measures.tables import Sort, sort_of
 from fourm.modalities.registry import RELEASED, TOKENS, Kind, Modality, Registry
 from fourm.output.markers import Marker, marker_files, read_marker
 from fourm.output.members import ShardMembers
-from fourm.output.record import FRAMES, RUN, SR_RUN
+from fourm.output.record import FEATURES, FRAMES, RUN, SR_RUN
 from fourm.output.record import TOKENS as TOKENIZING
 from fourm.output.samples import Run, open_runs
 from fourm.sources.reading import read_samples
 from fourm.sources.source import Source, classify_source, folder_of_values
 
 CAPTION = "caption"  # the name of values that other measures read beside theirs
+# Stands for what `fourm embed` writes, which is of no modality.
+ENCODER = Modality("encoder", Kind.EMBEDDING, 1, title="Features of the encoder")
 _MAPS = ("picture", "depth", "normal", "labels", "edges")  # sorts that are fitted to each other
 _LEVELS = np.iinfo(np.uint16).max  # of depth in 16 bits
 Mask = NDArray[np.bool_]
@@ -355,7 +357,8 @@ def _held_by(runs: Sequence[Run], model: str | None) -> Iterator[Held]:
         registry = rows_of(run.record.model) if model is None else find_model(model).registry
         for place in run.places:
             with suppress(UsageError):  # of a modality that nobody knows here
-                row = find_row(place.modality, registry, run.count_tokens(place))
+                is_encoded = place.form == FEATURES
+                row = ENCODER if is_encoded else find_row(place.modality, registry, run.count_tokens(place))
                 if (sort := sort_of(row, place.form)) is not None:
                     yield Held(place.folder, row, sort, run, place)
 
@@ -399,6 +402,8 @@ def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, M
         return ids.astype(np.int64).ravel(), None
     if held.sort == "text":
         return read_caption(path), None
+    if held.row is ENCODER:
+        return np.moveaxis(read_features(path), -1, 0), None
     from fourm.codecs.maps import FORMS, pixels_of  # imports torch, which texts and tokens do not need
     from fourm.codecs.texts import STRUCTURED, read_structured, read_whole
 

@@ -155,8 +155,11 @@ MEASURES: Mapping[str, MeasureRow] = {
 
 
 def sort_of(row: Modality, form: str) -> Sort | None:
-    """The sort of what a place holds; None for what has no measures. form: of the place, `value` or `ids`."""
-    return "tokens" if form == "ids" else SORTS.get(row.codec) if form == "value" else None
+    """The sort of what a place holds; None for what has no measures. form: of the place."""
+    sorts: Mapping[str, Sort | None] = {
+        "ids": "tokens", "features": "features", "value": SORTS.get(row.codec)
+    }  # fmt: skip
+    return sorts.get(form)
 
 
 def measures_for(sort: Sort, has_partner: bool, has_caption: bool) -> list[MeasureRow]:

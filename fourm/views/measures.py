@@ -23,7 +23,7 @@ from fourm.views.saving import save_drawing
 
 WORST, LINES = 12, 4  # pairs on a sheet, one below the other
 _BINS, _COLUMNS = 40, 3
-_MAX_IDS = 12  # token ids that a card shows
+_MAX_IDS = 12  # token ids, or numbers of a vector, that a card shows
 
 
 def plot_evaluation(found: Evaluation) -> Iterator[Path]:
@@ -94,6 +94,8 @@ def _picture(pairs: Pairs, value: Any, start: int) -> Image.Image:
         return text_card(f"from {start + 1:,}: {ids} ..." if start else f"{ids} ...")
     if pairs.held.sort == "text":
         return text_card(str(value))
+    if not pairs.held.row.codec:  # features of the encoder, (D, ...)
+        return text_card(" ".join(f"{number:.3g}" for number in value.flat[:_MAX_IDS].tolist()) + " ...")
     return reader_for(pairs.held.row).picture(value)
 
 

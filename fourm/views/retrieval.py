@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.drawing import text_card
-from fourm.codecs.files import read_array, read_text
+from fourm.codecs.files import read_features, read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS, read_pixels
 from fourm.codecs.table import Codec, build_codec
@@ -163,10 +163,7 @@ def _read_map(codec: Codec, path: Path) -> NDArray[np.float32]:
 
 def _read_encoded(path: Path) -> NDArray[np.float32]:
     """The features (layers, D) or (layers, N, D) of a file as one vector, their means over tokens."""
-    value = read_array(path)
-    if value.dtype.kind != "f" or value.ndim not in (2, 3) or not value.size:
-        what = f"{value.dtype} of shape {value.shape} is not layers x width, or layers x tokens x width"
-        raise SampleError(f"{path}: {what}")
+    value = read_features(path)
     means = value.mean(axis=1, dtype=np.float64) if value.ndim == 3 else value
     return means.astype(np.float32).reshape(-1)
 

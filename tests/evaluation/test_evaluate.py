@@ -28,6 +28,7 @@ from fourm.evaluation.shares import Share, write_share
 from fourm.inputs.world import World
 from fourm.measures.measure import ExactSum
 from fourm.output.samples import load_run
+from fourm.results.job import ENCODED
 from fourm.views import measures
 from tests.folders import RGB, noise, put, write_record
 from tests.measured import KEYS, dataset, run_folder
@@ -66,6 +67,19 @@ def test_results_are_in_two_files(tmp_path: Path) -> None:
     assert said["settings"]["against"] == str(tmp_path / "data")
     assert said["counts"]["rgb"]["pairs"] == 5
     assert not (root / ".partial").exists()
+
+
+def test_features_of_the_encoder_are_compared_layer_by_layer_and_token_by_token(tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "other"]
+    for root, turned in zip(runs, ([0, 3, 0], [4, 0, 0]), strict=True):
+        write_record(root, [ENCODED])
+        same = np.array([[[1, 2, 3], [0, 1, 0]], [[5, 0, 0], turned]], np.float32)  # (layers, tokens, width)
+        put(root, ENCODED, KEYS[0], same)
+        put(root, ENCODED, KEYS[1], same[:, 0])
+    found = fourm.evaluate(str(runs[0]), str(runs[1]))
+    assert [found.rows[key.text, None]["features/cosine"] for key in KEYS[:2]] == pytest.approx([0.75, 1])
+    put(runs[1], ENCODED, KEYS[1], np.zeros((3, 3), np.float32))
+    assert fourm.evaluate(str(runs[0]), str(runs[1])).problems[0].key == KEYS[1].text
 
 
 def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
