@@ -55,7 +55,7 @@ def make_tars(root: Path, count: int, seed: int) -> Path:
     return root
 
 
-# Names and a few numbers of each sample stay: 64 MB are there for what the interpreter takes as it likes.
+# Names and a few numbers of each sample stay; the interpreter takes some megabytes more.
 @pytest.mark.parametrize(
     ("few", "many", "most"),
     [(200, 1_000, 16_000), pytest.param(2_000, 20_000, 64_000, marks=pytest.mark.more)],

@@ -150,7 +150,9 @@ def test_folders_of_tokens_and_texts_are_read_without_torch(tmp_path: Path) -> N
     code = f"""
 import sys, fourm
 found = fourm.evaluate({str(root)!r}, {str(root)!r})
-assert [one.value for one in found.numbers if one.name in ("token_share", "exact_match")] == [1, 1]
+numbers = dict((one.name, one.value) for one in found.numbers)
+assert numbers.keys() >= set(["bleu_4", "rouge_l", "cider_d"])
+assert (numbers["token_share"], numbers["exact_match"]) == (1, 1)
 assert "torch" not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

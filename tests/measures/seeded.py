@@ -1,8 +1,10 @@
-"""Networks of measures with seeded weights, as files, and pictures: the published weights are not at hand."""
+"""Networks with seeded weights, as files, for the published ones are not at hand; and values to measure."""
 
+import json
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ from torch import Tensor, nn
 from fourm.measures.networks.clip import CLIP, CLIPSizes, Tower
 from fourm.measures.networks.inception import Inception
 from fourm.measures.networks.lpips import LPIPS
+from fourm.modalities.facts import FIELDS, Fact, Metadata
+from fourm.modalities.figures import People
 from fourm.modalities.registry import RELEASED
+from tests.codecs.test_figures import SOMEBODY
+from tests.codecs.test_parts import POSE_CONFIG, random_tokenizer
+from tests.tiny import save
 
 RGB = RELEASED.get("rgb@224")
 SHOWN = [(1,), (2, 100, 331), (3, 299, 299)]  # pictures of which the outputs of Inception are recorded
@@ -90,3 +97,21 @@ def picture(seed: int, height: int = 64, width: int = 64) -> NDArray[Any]:
     coarse = np.kron(random.uniform(0, 255, (height // 8 + 1, width // 8 + 1, 3)), np.ones((8, 8, 1)))
     noisy = 0.7 * coarse[:height, :width] + 0.3 * random.uniform(0, 255, (height, width, 3))
     return noisy.astype(np.uint8)
+
+
+def write_poses(folder: Path) -> Path:
+    """The tokenizer of poses."""
+    save(random_tokenizer(POSE_CONFIG), folder, torch.Generator().manual_seed(0), ())
+    (folder / "config.json").write_text(json.dumps(asdict(POSE_CONFIG)))
+    return folder
+
+
+def moved(metres: float) -> People:
+    """Somebody further to the right; a metre is 90 pixels, and the box has a side of 200."""
+    scale, x, y = SOMEBODY.camera
+    return (replace(SOMEBODY, camera=(scale, x + metres, y)),)
+
+
+def facts(**values: float) -> Metadata:
+    fields = {field.name: field for field in FIELDS}
+    return tuple(Fact(fields[name], value) for name, value in values.items())

@@ -151,18 +151,6 @@ def test_segmentation_is_that_of_scikit_learn() -> None:
     assert list(each.values()) == pytest.approx(wanted, abs=TOLERANCE)
 
 
-def test_segmentation_by_hand() -> None:
-    true = np.array([[1, 1, 2, 2, 255]], dtype=np.uint8)
-    found = np.array([[1, 2, 2, 255, 7]], dtype=np.uint8)
-    # Class 1: 1 of 2. Class 2: 1 of 3. Class 7 is where nothing is known.
-    numbers = row_of("segmentation", LABELS, found, true)
-    assert numbers == {"miou": pytest.approx((1 / 2 + 1 / 3) / 2), "pixel_accuracy": 1 / 2}
-    assert row_of("segmentation", LABELS, true, true) == {"miou": 1, "pixel_accuracy": 1}
-    assert row_of("segmentation", LABELS, true + 10, true) == {"miou": 0, "pixel_accuracy": 0}
-    nothing = row_of("segmentation", LABELS, true, 0 * true + 255)
-    assert all(math.isnan(number) for number in nothing.values())
-
-
 def test_edges_are_those_of_distance_transforms() -> None:
     rng, shape = np.random.default_rng(4), (150, 250)  # a tolerance of 2.19 pixels
     values = []

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 
-from fourm.errors import SampleError
 from fourm.measures.measure import (
     ExactSum,
     MeanOf,
@@ -70,39 +69,12 @@ def test_psnr_is_of_known_pixels_and_undefined_without_any() -> None:
     assert dict(measure.result()["psnr"].counts) == {"identical": 1, "undefined": 1}
 
 
-def test_pictures_of_other_sizes_are_refused_before_anything_is_taken_in() -> None:
-    measure = psnr(SETTINGS)
-    with pytest.raises(SampleError, match="8 x 8 pixels, but its partner has 4 x 4"):
-        measure.update([pair(grey(0), grey(255)), pair(grey(0, 8), grey(0))])
-    assert measure.result()["psnr"].samples == 0
-
-
-@pytest.mark.parametrize(
-    ("here", "there", "share", "whole"),
-    [
-        ([1, 2, 3, 4], [1, 2, 0, 4], 0.75, 0),
-        ([5], [5], 1, 1),
-        ([1, 2], [1, 2, 3, 4], 0.5, 0),
-        ([7], [8], 0, 0),
-    ],
-)
-def test_the_share_of_equal_tokens(here: list[int], there: list[int], share: float, whole: int) -> None:
-    [row] = token_share(SETTINGS).update([pair(np.array(here), np.array(there))])
-    assert row == {"token_share": share, "all_equal": whole}
-
-
 def test_the_share_of_equal_tokens_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     values = [tuple(rng.integers(0, 4, (2, 196))) for _ in range(5)]
     wanted = [accuracy_score(true, found) for found, true in values]
     found = update(token_share(SETTINGS), [pair(*both) for both in values])
     assert found["token_share"].value == pytest.approx(np.mean(wanted), abs=1e-9)
-
-
-def test_no_tokens_have_no_share() -> None:
-    found = update(token_share(SETTINGS), [pair(np.zeros(0, np.int64), np.zeros(0, np.int64))])
-    assert found["token_share"].samples == 0
-    assert math.isnan(found["token_share"].value)
 
 
 def test_texts_match_exactly_but_for_blanks_at_their_ends() -> None:

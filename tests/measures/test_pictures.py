@@ -1,7 +1,6 @@
 """PSNR and SSIM against torchmetrics, scikit-image, and by hand."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,8 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio as torch_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from fourm.errors import SampleError
-from fourm.measures.measure import Pair, Settings
-from fourm.measures.tables import MEASURES, build_measure
-from tests.measures.seeded import RGB, picture
-
-
-def value_of(name: str, pairs: Sequence[Pair]) -> float:
-    measure = build_measure(MEASURES[name], Settings(RGB))
-    measure.update(pairs)
-    return measure.result()[name].value
+from tests.measures.measuring import row_of
+from tests.measures.seeded import picture
 
 
 def as_floats(values: np.ndarray[Any, Any]) -> Tensor:
@@ -41,25 +32,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_ssim_and_psnr_are_those_of_other_libraries(case: str) -> None:
     first, second = CASES[case]
-    both = [Pair("0/0", None, first, second)]
+    psnr, ssim = (row_of(name, "rgb@224", first, second)[name] for name in ("psnr", "ssim"))
     similarity = structural_similarity(
         first / 255, second / 255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
         data_range=1.0, channel_axis=2,
     )  # fmt: skip
-    assert value_of("ssim", both) == pytest.approx(similarity, abs=1e-9)
+    assert ssim == pytest.approx(similarity, abs=1e-9)
     tensors = as_floats(first), as_floats(second)
     # Its number has the border of 5 pixels in it, where windows hold pixels that were mirrored.
     _, places = structural_similarity_index_measure(*tensors, data_range=1.0, return_full_image=True)
-    assert value_of("ssim", both) == pytest.approx(float(places[..., 5:-5, 5:-5].mean()), abs=1e-9)
-    assert value_of("psnr", both) == pytest.approx(peak_signal_noise_ratio(first, second), abs=1e-9)
-    assert value_of("psnr", both) == pytest.approx(float(torch_psnr(*tensors, data_range=1.0)), rel=1e-6)
-
-
-def test_ssim_by_hand() -> None:
-    black, white = CASES["black and white"]
-    # Without variance, what is left is the term of the means: (2 * 0 * 1 + C1) / (0 + 1 + C1).
-    assert value_of("ssim", [Pair("0/0", None, black, white)]) == pytest.approx(1e-4 / 1.0001, abs=1e-12)
-    assert value_of("ssim", [Pair("0/0", None, picture(1), picture(1))]) == pytest.approx(1, abs=1e-12)
+    assert ssim == pytest.approx(float(places[..., 5:-5, 5:-5].mean()), abs=1e-9)
+    assert psnr == pytest.approx(peak_signal_noise_ratio(first, second), abs=1e-9)
+    assert psnr == pytest.approx(float(torch_psnr(*tensors, data_range=1.0)), rel=1e-6)
 
 
 def test_ssim_counts_windows_whose_centre_is_known() -> None:
@@ -67,16 +51,5 @@ def test_ssim_counts_windows_whose_centre_is_known() -> None:
     known[5:30] = True
     changed = picture(1)
     changed[40:] = 0  # nothing within five pixels of what is known
-    both = Pair("0/0", None, picture(1), changed, known=known)
-    assert value_of("ssim", [both]) == pytest.approx(1, abs=1e-12)
-    nothing = Pair("0/0", None, picture(1), changed, known=np.zeros((64, 64), bool))
-    assert math.isnan(value_of("ssim", [nothing]))
-
-
-def test_pictures_that_are_too_small_or_of_two_sizes_are_refused() -> None:
-    measure, small = build_measure(MEASURES["ssim"], Settings(RGB)), picture(1, 10, 70)
-    with pytest.raises(SampleError, match=r"70 x 10 pixels, but SSIM needs 11"):
-        measure.update([Pair("0/0", None, small, small)])
-    with pytest.raises(SampleError, match="64 x 64 pixels, but its partner has 64 x 40"):
-        measure.update([Pair("0/0", None, picture(1), picture(1, 40))])
-    assert measure.result()["ssim"].samples == 0
+    assert row_of("ssim", "rgb@224", picture(1), changed, known)["ssim"] == pytest.approx(1, abs=1e-12)
+    assert math.isnan(row_of("ssim", "rgb@224", picture(1), changed, known & False)["ssim"])

@@ -1,17 +1,15 @@
 """Every measure: degenerate input, processes in any order, and a package that is not installed."""
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from fourm.errors import MissingError, SampleError
@@ -21,10 +19,8 @@ from fourm.modalities.facts import FIELDS, Box, Colour, Fact
 from fourm.modalities.figures import Group, Instance
 from fourm.modalities.registry import RELEASED
 from tests.codecs.test_figures import SOMEBODY
-from tests.codecs.test_parts import POSE_CONFIG, random_tokenizer
 from tests.measures.measuring import ABSENT, build, check_shares, is_near, pairs_of
-from tests.measures.seeded import write_lpips
-from tests.tiny import save
+from tests.measures.seeded import facts, moved, write_lpips, write_poses
 
 ROWS: Mapping[Sort, str] = {
     "picture": "rgb@224", "depth": "tok_depth@224", "normal": "tok_normal@224", "labels": "tok_semseg@224",
@@ -83,17 +79,6 @@ def ids(*numbers: int) -> NDArray[np.int64]:
     return np.array(numbers, dtype=np.int64)
 
 
-def moved(metres: float) -> Any:
-    """Somebody further to the right; a metre is 90 pixels, and the box has a side of 200."""
-    scale, x, y = SOMEBODY.camera
-    return (replace(SOMEBODY, camera=(scale, x + metres, y)),)
-
-
-def facts(**values: float) -> Any:
-    fields = {field.name: field for field in FIELDS}
-    return tuple(Fact(fields[name], value) for name, value in values.items())
-
-
 def masks(*corners: tuple[int, int, int, int]) -> Any:
     return (Group(None, tuple(Instance(one, (0,) * 16) for one in corners)),)
 
@@ -149,7 +134,7 @@ CASES: Mapping[str, Mapping[str, Case | str]] = {
     },
     "token_share": {
         "random": "test_measure:test_the_share_of_equal_tokens_is_that_of_scikit_learn",
-        "one": Case([(ids(1, 2, 3, 4), ids(1, 2, 0, 4))], [0.75, 0]),
+        "one": Case([(ids(1, 2, 3, 4), ids(1, 2, 0, 4)), (ids(1, 2), ids(1, 2, 3, 4))], [0.625, 0]),
         "constant": Case([(ids(5, 5, 5), ids(5, 5, 5))] * 3, [1, 1]),
         "nothing": Case([(ids(), ids())], [math.nan] * 2),
         "wrong": Case([(ids(1, 2), ids(2, 1))], [0, 0]),
@@ -220,7 +205,7 @@ CASES: Mapping[str, Mapping[str, Case | str]] = {
         "one": Case(SAT, [(5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** (1 / 4)]),
         "constant": Case(SAME, [1]),
         "nothing": Case(NO_WORDS, [math.nan]),
-        "wrong": Case(OTHERS, [0]),
+        "wrong": Case([*OTHERS, ("...", "a red ball")], [0]),
         "right": Case(ALIKE, [1]),
     },
     "rouge": {
@@ -228,7 +213,7 @@ CASES: Mapping[str, Mapping[str, Case | str]] = {
         "one": Case(SAT, [5 / 6]),
         "constant": Case(SAME, [1]),
         "nothing": Case(NO_WORDS, [0]),
-        "wrong": Case(OTHERS, [0]),
+        "wrong": Case([*OTHERS, ("...", "a red ball")], [0]),
         "right": Case(ALIKE, [1]),
     },
     "cider": {
@@ -236,7 +221,7 @@ CASES: Mapping[str, Mapping[str, Case | str]] = {
         "one": Case(SAT, [0]),
         "constant": Case(SAME, [0]),
         "nothing": Case(NO_WORDS, [0]),
-        "wrong": Case(OTHERS, [0]),
+        "wrong": Case([*OTHERS, ("...", "a red ball")], [0]),
         "right": Case(ALIKE, [(10 + 7.5) / 2]),  # three words have no run of four
     },
     "boxes": {
@@ -266,7 +251,7 @@ CASES: Mapping[str, Mapping[str, Case | str]] = {
     "palettes": {
         "random": "test_things:test_palettes_are_those_of_plain_loops",
         "one": Case([((BLACK,), (WHITE, BLACK))], [0, 1]),
-        "constant": Case([((BLACK,) * 3, (BLACK,) * 3)], [0, 0]),
+        "constant": Case([((BLACK,) * 3, (BLACK,) * 3), ((), ())], [0, 0]),
         "nothing": Case([((), (BLACK,))], [math.nan, 1]),
         "wrong": Case([((BLACK,), (WHITE,))], [100, 0]),
         "right": Case([((BLACK, WHITE), (WHITE, BLACK))], [0, 0]),
@@ -333,10 +318,8 @@ RANDOM: Mapping[Sort, Callable[[np.random.Generator], tuple[Any, Any]]] = {
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Weights by the name of a measure."""
-    folder = tmp_path_factory.mktemp("poses")
-    save(random_tokenizer(POSE_CONFIG), folder, torch.Generator().manual_seed(0), ())
-    (folder / "config.json").write_text(json.dumps(asdict(POSE_CONFIG)))
-    return {"pck": folder, "lpips": write_lpips(folder)}
+    folder = tmp_path_factory.mktemp("networks")
+    return {"pck": write_poses(folder), "lpips": write_lpips(folder)}
 
 
 def row_name(name: str) -> str:

@@ -1,39 +1,28 @@
 """Measures of people, palettes and metadata against plain loops and other libraries."""
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
 from fourm.codecs.figures import find_joints
-from fourm.measures.measure import Pair
 from fourm.measures.things import pck, to_lab
-from fourm.modalities.facts import FIELDS, METADATA, Colour, Fact, Metadata
+from fourm.modalities.facts import FIELDS, METADATA, Colour, Fact
 from fourm.modalities.figures import People
 from tests.codecs.test_figures import SOMEBODY, still
-from tests.codecs.test_parts import POSE_CONFIG, random_tokenizer
 from tests.measures.measuring import build, check_shares, pairs_of
-from tests.tiny import save
+from tests.measures.seeded import facts, moved, write_poses
 
 TOLERANCE = 1e-6
 
 
 def joints_of(people: People) -> NDArray[np.float64]:
     return find_joints(people, still)
-
-
-def moved(metres: float) -> People:
-    """Somebody further to the right; a metre is 90 pixels, and the box has a side of 200."""
-    scale, x, y = SOMEBODY.camera
-    return (replace(SOMEBODY, camera=(scale, x + metres, y)),)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +73,9 @@ def test_people_are_those_of_plain_loops() -> None:
 
 
 def test_people_are_measured_through_their_tokenizer(tmp_path: Path) -> None:
-    tokenizer = random_tokenizer(POSE_CONFIG)
-    save(tokenizer, tmp_path, torch.Generator().manual_seed(0), ())
-    (tmp_path / "config.json").write_text(json.dumps(asdict(POSE_CONFIG)))
     other = replace(SOMEBODY, pose_codes=(9,) * 8)
     pairs = pairs_of([((SOMEBODY,), (SOMEBODY,)), ((other,), (SOMEBODY,)), ((), ())])
-    numbers = check_shares("pck", "human_poses", pairs, weights=tmp_path / "model.safetensors")
+    numbers = check_shares("pck", "human_poses", pairs, weights=write_poses(tmp_path) / "model.safetensors")
     assert 0.5 < numbers["pck_05"] < 1
 
 
@@ -111,27 +97,6 @@ def test_palettes_are_those_of_plain_loops() -> None:
     numbers = check_shares("palettes", "color_palette", pairs_of(values))
     assert numbers["lab_distance"] == pytest.approx(np.mean(wanted), abs=TOLERANCE)
     assert numbers["count_error"] == np.mean([abs(len(one) - len(other)) for one, other in values])
-
-
-@pytest.mark.parametrize(
-    ("found", "true", "wanted"),
-    [
-        ([(0, 0, 0)], [(255, 255, 255)], (100, 0)),
-        ([(0, 0, 0), (255, 255, 255)], [(255, 255, 255), (0, 0, 0)], (0, 0)),
-        ([(0, 0, 0)], [(255, 255, 255), (0, 0, 0)], (0, 1)),
-        ([], [(0, 0, 0)], (math.nan, 1)),
-        ([], [], (0, 0)),
-    ],
-)
-def test_palettes_by_hand(found: Any, true: Any, wanted: tuple[float, float]) -> None:
-    sides = [tuple(Colour(*one) for one in side) for side in (found, true)]
-    (row,) = build("palettes", "color_palette").update([Pair("a", None, *sides)])
-    assert tuple(row.values()) == pytest.approx(wanted, nan_ok=True, abs=1e-3)
-
-
-def facts(**values: float) -> Metadata:
-    fields = {field.name: field for field in FIELDS}
-    return tuple(Fact(fields[name], value) for name, value in values.items())
 
 
 def test_metadata_by_hand() -> None:
