@@ -121,7 +121,7 @@ class Evaluation:
 
 
 def digits(number: float) -> str:
-    """Four digits behind the point; more of small numbers."""
+    """Four decimals; below 0.01, four significant digits."""
     return f"{number:.4f}" if not number or abs(number) >= 0.01 else f"{number:.4g}"
 
 

@@ -116,16 +116,17 @@ def convert_weights(
     but tensors, or two files hold tensors of the same name.
     """
     entry = find_entry(names[0]) if len(names) == 1 and not os.path.exists(names[0]) else None
-    is_known = entry is not None and bool(entry.sources)
-    paths = fetched_paths(entry) if entry is not None and is_known else tuple(map(Path, names))
-    if out is None and len(paths) > 1 and not is_known:
+    if entry is not None and not entry.sources:
+        entry = None
+    paths = fetched_paths(entry) if entry else tuple(map(Path, names))
+    if out is None and len(paths) > 1 and not entry:
         raise UsageError(f"`out`: name the {SUFFIX} file that {len(paths)} files become")
-    target = out or (converted_path(entry) if entry and is_known else paths[0].with_suffix(SUFFIX))
+    target = out or (converted_path(entry) if entry else paths[0].with_suffix(SUFFIX))
     if target.suffix != SUFFIX:
         raise UsageError(f"`out={target}`: must end in {SUFFIX}")
     for path in paths:
         if not os.path.isfile(path):
-            advice = f"; `fourm download {names[0]}` fetches it" if is_known else ""
+            advice = f"; `fourm download {names[0]}` fetches it" if entry else ""
             raise MissingError(f"{path}: no such file{advice}")
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"`out={target}`: is there already; `overwrite=True` replaces it")

@@ -72,9 +72,9 @@ def clip_score(settings: Settings) -> Measure:
         if "caption" not in pair.texts:
             return {"clip_score": math.nan}
         ids = reader.read(pair.texts["caption"], min(CAPTION_TOKENS, network.sizes.text.length - 2))
-        seen = _run(network.embed_pictures, device, prepare(resized(pair.value), network.sizes.side)[None])
-        told = _run(network.embed_texts, device, torch.tensor([ids]))
-        return {"clip_score": 100 * max(float(seen[0] @ told[0]), 0.0)}
+        image = _run(network.embed_pictures, device, prepare(resized(pair.value), network.sizes.side)[None])
+        text = _run(network.embed_texts, device, torch.tensor([ids]))
+        return {"clip_score": 100 * max(float(image[0] @ text[0]), 0.0)}
 
     return MeanOf(score, ["clip_score"])
 

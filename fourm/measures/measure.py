@@ -1,4 +1,4 @@
-"""What a measure is: pairs of values in, a number per pair and a result for all out; and the simplest ones.
+"""The protocol of measures: pairs of values in, numbers of each pair and of all pairs out; the simplest ones.
 
 A measure is a function of `tables.MEASURES` that takes `Settings` and returns an object with the methods of
 `Measure`. Most are the mean of a number per pair (`MeanOf`), some are made of summed counts (`PooledOf`).
@@ -81,17 +81,17 @@ class Measure(Protocol):
     """
 
     def update(self, pairs: Sequence[Pair]) -> Sequence[Row]:
-        """Take in some pairs; a row of numbers for each of them, {} where a pair alone has none.
+        """Add some pairs; returns a row of numbers for each, {} where a pair alone has none.
 
-        SampleError: one of them cannot be measured; then none was taken in. The caller tries again with one
-        pair at a time, and leaves out and names those that fail alone.
+        SampleError: one of them cannot be measured; then none was added. The caller adds them again one by
+        one, and reports those that fail.
         """
 
     def state(self) -> State:
         """What was collected: sums (float64, int64) or values of each pair. May be empty arrays."""
 
     def merge(self, states: Sequence[State]) -> None:
-        """Take in what others collected. Own pairs and any split of them give the same result, to 1e-9."""
+        """Add what others collected. However pairs are split, the result is the same within 1e-9."""
 
     def result(self) -> dict[str, Value]:
         """The numbers by name, as MEASURES lists them; further names are `is_detail`.

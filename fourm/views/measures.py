@@ -66,9 +66,8 @@ def draw_histograms(found: Evaluation, numbers: Sequence[Number]) -> Figure:
 def draw_worst(found: Evaluation, one: Number) -> Image.Image | None:
     """The worst pairs of a measure, each with its partner; None: none can be read."""
     pairs = next(pairs for pairs in found.pairs if pairs.held.name == one.modality)
-    ranked = sorted(_numbers_of(found, one).items(), key=lambda item: item[1], reverse=one.better == "lower")
     cells = list[list[Cell]]()
-    for (key, variation), number in ranked[:WORST]:
+    for (key, variation), number in worst_samples(found, one):
         try:
             pair = pairs.read(parse_key(key), variation)
         except SampleError:  # it was deleted or damaged meanwhile
@@ -79,6 +78,12 @@ def draw_worst(found: Evaluation, one: Number) -> Image.Image | None:
     heads = ["measured", "compared with"] if pairs.partner else ["measured"]
     sheets = [draw_sheet(cells[at : at + LINES], heads) for at in range(0, len(cells), LINES)]
     return beside(sheets) if sheets else None
+
+
+def worst_samples(found: Evaluation, one: Number) -> list[tuple[Sample, float]]:
+    """The WORST samples of a measure with their finite numbers, the worst first."""
+    numbers = _numbers_of(found, one).items()
+    return sorted(numbers, key=lambda item: item[1], reverse=one.better == "lower")[:WORST]
 
 
 def _cells(pairs: Pairs, pair: Pair, text: str) -> list[Cell]:

@@ -26,27 +26,12 @@ class Convolution(nn.Module):
                  padding: int | tuple[int, int] = 0) -> None:  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim_out, kernel, stride, padding, bias=False)
-        self.bn = Normalisation(dim_out)
+        self.bn = nn.BatchNorm2d(dim_out, eps=1e-3)
+        self.bn.num_batches_tracked = None  # as UNUSED
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim_in, H, W) -> (B, dim_out, H', W')."""
         return F.relu(self.bn(self.conv(x)))
-
-
-class Normalisation(nn.Module):
-    """Batch normalisation by the running statistics, without the counter of `nn.BatchNorm2d`."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight, self.bias = (nn.Parameter(torch.empty(dim)) for _ in range(2))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.empty(dim))
-        self.register_buffer("running_var", torch.empty(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, H, W), the same shape again."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-3)
 
 
 _pool = partial(F.max_pool2d, kernel_size=3, stride=2)
