@@ -56,6 +56,7 @@ from fourm.output.samples import Run, load_run
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
 MAX_DIFFERENCES = 5  # named in the message that refuses to resume
+_LONG = ("schedule.steps", "files", "places")  # fields of many parts, which mostly follow from others
 
 
 def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN) -> list[Path]:
@@ -304,10 +305,15 @@ def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> b
 def _check_settings(run: Run, here: RunRecord) -> None:
     """Refuse to continue a run with other settings; the message names what differs."""
     before, after = (dict(_flat("", record.to_json())) for record in (run.record, here))
+    differing = [
+        path
+        for path in dict.fromkeys((*before, *after))
+        if before.get(path, "null") != after.get(path, "null") and path.partition(".")[0] not in NOT_COMPARED
+    ]
+    differing.sort(key=lambda path: path.startswith(_LONG))
     differences = [
         f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
-        for path in dict.fromkeys((*before, *after))
-        if before.get(path) != after.get(path) and path.partition(".")[0] not in NOT_COMPARED
+        for path in differing
     ]
     if (rest := len(differences) - MAX_DIFFERENCES) > 0:
         differences[MAX_DIFFERENCES:] = [f"and {rest} more"]

@@ -69,7 +69,7 @@ def check_best(best: Best, chain: Chain, model: ModelFiles) -> None:
     able = ", ".join(name for name in chain.conditions if name in model.writes)
     it_can = f"model '{model.name}' can score {able or 'none of them'}"
     if not chain.conditions:
-        raise UsageError("`by`: nothing is given, so no condition can choose")
+        raise UsageError("`by`: no condition is given whole, so none can choose")
     for name in best.by:
         if name not in chain.conditions:
             raise UsageError(

@@ -160,6 +160,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"min_scale": 0.5}, "min_scale is null there and 0.5 here"),
     ({"features": Features()}, "features.pool is absent there"),
     ({"best": Best(8, ("caption",))}, "best.of is absent there"),
+    ({"best": Best(8, ("caption",)), "places": ()}, "settings: best.of is absent there"),  # the cause first
 ]
 
 

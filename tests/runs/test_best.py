@@ -150,7 +150,7 @@ def test_mistakes_are_told_before_anything_is_made(make: Run, words: tuple[objec
 def test_without_conditions_nothing_can_choose(run: Run, tiny: Path) -> None:
     words = ("generate", "--data", "empty", "--num-samples", 1, "--model", tiny, "--targets", "tok_rgb")
     code, _, err = run(*words, "--best", "1/8", "--by", "caption")
-    assert (code, "--by: nothing is given" in err) == (2, True)
+    assert (code, "--by: no condition is given whole" in err) == (2, True)
 
 
 def test_what_cannot_be_scored_is_left_out_and_what_cannot_be_read_fails(
