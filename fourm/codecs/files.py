@@ -64,17 +64,20 @@ def read_features(path: Path) -> NDArray[Any]:
     return value
 
 
-def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
-    """The arrays of a .npz file that have these names; no other member is unpacked."""
-    stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []
+def read_members(path: Path, *names: str, limit: int = MAX_MEMBER_BYTES) -> tuple[NDArray[Any], ...]:
+    """The arrays of a .npz file that have these names; no other member is unpacked.
+
+    limit: bytes of the largest array, unpacked; SampleError: one has more.
+    """
+    stream, arrays = io.BytesIO(_read_bytes(path, max(MAX_BYTES, limit))), []
     with _parsing(f"{path}: not a .npz file"), zipfile.ZipFile(stream) as archive:
         for name in names:
             if f"{name}.npy" not in archive.namelist():
                 raise SampleError(f"{path}: holds no array '{name}'")
             with archive.open(f"{name}.npy") as file:
-                data = file.read(MAX_MEMBER_BYTES + 1)
-            if len(data) > MAX_MEMBER_BYTES:
-                raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
+                data = file.read(limit + 1)
+            if len(data) > limit:
+                raise SampleError(f"{path}: '{name}' is more than {limit >> 20} MiB")
             arrays.append(_parse_array(data, f"{path}: '{name}'"))
     return tuple(arrays)
 

@@ -1,6 +1,8 @@
 """What one of several processes has found, in `eval/RANK-of-N.npz`: arrays of numbers, no pickles."""
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +18,10 @@ from fourm.evaluation.pairs import Counts, Problem
 from fourm.evaluation.results import Rows
 from fourm.files.writing import write_atomic
 from fourm.inputs.world import World
+from fourm.output.processes import seal
 from fourm.output.record import EVAL
+
+_CHANGED = "it was changed after it was written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ def write_share(folder: Path, world: World, settings: Mapping[str, object], shar
         "counts": {name: asdict(one) for name, one in share.counts.items()},
         "problems": [asdict(one) for one in share.problems], "sources": dict(share.sources),
     }  # fmt: skip
-    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    sealed = seal(json.loads(json.dumps({**facts, "arrays": _digest_of(arrays)})))
+    text = np.frombuffer(sealed.encode(), np.uint8)
     named: dict[str, Any] = {"facts": text, **{str(number): one for number, one in enumerate(arrays)}}
 
     def write(path: Path) -> None:
@@ -64,7 +70,9 @@ def read_share(folder: Path, world: World, settings: Mapping[str, object]) -> Sh
         if (facts := _facts_of(path)) is None or facts["settings"] != json.loads(json.dumps(settings)):
             return None
         parts, columns = facts["states"], facts["columns"]
-        table, *arrays = read_members(path, *map(str, range(1 + len(parts))))
+        table, *arrays = _members_of(path, *map(str, range(1 + len(parts))))
+        if facts["arrays"] != _digest_of([table, *arrays]):
+            raise ValueError(_CHANGED)
         samples = [(str(key), variation) for key, variation in facts["samples"]]
         rows = {
             sample: {name: number for name, number in zip(columns, row, strict=True) if number == number}
@@ -89,7 +97,27 @@ def recorded_measures(folder: Path, size: int) -> Mapping[str, Sequence[str]]:
 
 
 def _facts_of(path: Path) -> Any:
-    return json.loads(read_members(path, "facts")[0].tobytes()) if path.is_file() else None
+    if not os.path.lexists(path):
+        return None
+    text = _members_of(path, "facts")[0].tobytes().decode()
+    facts = json.loads(text)
+    if seal(facts) != text:
+        raise ValueError(_CHANGED)
+    return facts
+
+
+def _members_of(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of a share. They are stored as they are, so none is larger than the file."""
+    return read_members(path, *names, limit=max(1, path.stat().st_size))
+
+
+def _digest_of(arrays: Sequence[NDArray[Any]]) -> str:
+    """sha256 of arrays, their shapes and types."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
 @contextmanager
@@ -97,5 +125,5 @@ def _reading(path: Path) -> Iterator[None]:
     """UsageError: a share is damaged."""
     try:
         yield
-    except (SampleError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, SampleError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: is damaged ({error}); delete it, and measure its share again") from error

@@ -129,6 +129,30 @@ def test_a_share_of_other_settings_or_that_is_damaged_is_not_merged(tmp_path: Pa
     assert measure_folder(second) is not None  # wrote it anew
 
 
+@pytest.mark.parametrize("what", ["facts", "array", "folder"])
+def test_a_share_that_was_changed_is_not_merged(tmp_path: Path, what: str) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    first, second = (Asked(root, str(tmp_path / "data"), ("psnr",), world=World(i, 2)) for i in (0, 1))
+    measure_folder(first)
+    path = root / "eval" / "00000-of-00002.npz"
+    arrays = dict(np.load(path))
+    if what == "facts":
+        arrays["facts"] = np.frombuffer(arrays["facts"].tobytes().replace(b'"pairs": 3', b'"pairs": 4'), "u1")
+    arrays["1"] = arrays["1"] + (what == "array")
+    path.unlink()
+    path.mkdir() if what == "folder" else np.savez(path, **arrays)
+    with pytest.raises(UsageError, match=r"00000-of-00002.npz: is damaged \((it was changed|.*a folder)"):
+        measure_folder(second)
+
+
+def test_a_share_may_be_larger_than_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = noisy(tmp_path / "run", tmp_path / "data")
+    monkeypatch.setattr("fourm.codecs.files.MAX_BYTES", 16)
+    for rank in (0, 1):
+        found = measure_folder(Asked(root, str(root), ("psnr",), world=World(rank, 2)))
+    assert found is not None
+
+
 def test_intervals_are_those_of_scipy() -> None:
     numbers = np.random.default_rng(3).gamma(2, size=150)
     rows: Any = {(f"{at:03d}", None): {"a": float(one)} for at, one in enumerate(numbers)}
