@@ -113,7 +113,7 @@ def _note(found: "Evaluation") -> None:
             else "",
         ]
         if any(lacking):
-            note(f"{name}: {counts.pairs:,} measured, {', '.join(filter(None, lacking))}")
+            note(f"{name}: {counts.pairs:,} with a partner, {', '.join(filter(None, lacking))}")
     partial = dict[tuple[str, str], list[str]]()
     for number in found.numbers:
         if number.counts and math.isfinite(number.value) and not number.is_detail:

@@ -19,8 +19,15 @@ from fourm.errors import MissingError, SampleError, UsageError, as_addresses, ne
 from fourm.evaluation.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
 from fourm.evaluation.results import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
 from fourm.evaluation.shares import Share, path_of_share, read_share, recorded_measures, write_share
-from fourm.files.opening import path_text
-from fourm.files.writing import check_root, check_writable, make_all, remove_leftovers, write_text
+from fourm.files.opening import output_path, path_text
+from fourm.files.writing import (
+    check_root,
+    check_writable,
+    make_all,
+    refuse_inside,
+    remove_leftovers,
+    write_text,
+)
 from fourm.hub.cache import find_measure
 from fourm.hub.files import weights_of
 from fourm.inputs.world import World, parse_world
@@ -100,10 +107,10 @@ def evaluate(
     that cannot be read, an unknown measure, nothing to compare; MissingError: a network is not here.
     """
     names = measures.replace(",", " ").split() if isinstance(measures, str) else measures
-    other, there = (None if one is None else path_text(one) for one in (against, out))
+    other = None if against is None else path_text(against)
     return measure_folder(Asked(
         local_folder(folder), other, tuple(names), metric_depth, model, device, parse_world(shard, {}),
-        None if there is None else Path(there),
+        None if out is None else output_path(out),
     ))  # fmt: skip
 
 
@@ -122,7 +129,7 @@ def measure_folder(
     settings, sources = settings_of(asked, tasks), dict[str, object]()
     try:
         if not only_merge:
-            _check_place(folder)
+            _check_place(folder, tasks)
             path_of_share(folder, world).unlink(missing_ok=True)  # no other process merges an old one
             for task in tasks:
                 task.measure(rows, seen)
@@ -183,7 +190,8 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
             if not any(MEASURES[name].needs_caption for name in built):
                 pairs = replace(pairs, captions=None)
             tasks.append(Task(pairs, built))
-        if asked.against is not None and pairs.partner is None:
+        compared = measures_for(held.sort, True, False)
+        if asked.against is not None and pairs.partner is None and any(row.name in names for row in compared):
             alone.append(held.name)
     done = {name for task in tasks for name in task.measures}
     if unused := [name for name in asked.measures if name not in done]:
@@ -193,7 +201,12 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
         both = f"{asked.root} and {asked.against} have no values in common that a measure compares"
         if asked.model is None:
             both += "; `model=NAME` says whose modalities these are"
-        one = f"{asked.root}: no measure is for it alone; `against=DIR` names what to compare with"
+        none = (
+            f"what is for it alone ({', '.join(missing)}) is not here"
+            if missing
+            else "no measure is for it alone"
+        )
+        one = f"{asked.root}: {none}; `against=DIR` names what to compare with"
         raise UsageError(one if asked.against is None else both)
     return tasks, [*_notes(asked, alone, missing.values())]
 
@@ -225,9 +238,12 @@ def _sources(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     return found
 
 
-def _check_place(folder: Path) -> None:
+def _check_place(folder: Path, tasks: Sequence[Task]) -> None:
     """Make the folder of the results; UsageError where they cannot be written, before hours are spent."""
     check_root(folder, EVAL)
+    for side in (side for task in tasks for side in (task.pairs.here, task.pairs.there) if side is not None):
+        for held in side.held:
+            refuse_inside(folder, side.root / held.name)
     for file in (folder / EVAL_JSON, folder / EVAL_CSV):
         if file.is_dir():
             raise UsageError(f"{file}: is a folder, in the place of a result; move it away")
@@ -244,6 +260,8 @@ def _check_any(asked: Asked, tasks: Sequence[Task]) -> None:
     if is_alone and not any(one.pairs.problems for one in tasks):
         numbers = {one.name: one.pairs.counts.without_partner for one in tasks}
         found = ", ".join(f"{count:,} of {name}" for name, count in numbers.items())
+        if not any(numbers.values()):
+            raise UsageError(f"{asked.root}: holds no value to measure yet ({found})")
         raise UsageError(f"{asked.against}: has no sample with the name of one in {asked.root} ({found})")
 
 

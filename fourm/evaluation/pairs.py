@@ -3,8 +3,10 @@
 A folder is the output of a run (files or shards), a dataset (folders, tars, Parquet), or pictures.
 """
 
+import errno
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -79,6 +81,10 @@ class Folder(Protocol):
     """What a folder holds, and where."""
 
     @property
+    def root(self) -> Path:
+        """Where it is."""
+
+    @property
     def held(self) -> Sequence[Held]:
         """The kinds of values, in the order of results."""
 
@@ -142,7 +148,12 @@ class RunFolder:
         if name not in marker.files:  # all its samples failed
             return ""
         path, size = self.root / name, marker.files[name][1]
-        there = path.stat().st_size if path.is_file() else 0
+        try:
+            there = path.stat().st_size if path.is_file() else 0
+            if there and not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
         return "" if there == size else f"{path}: has {there:,} bytes, not the {size:,} that were written"
 
     def frame(self, key: Key) -> Frame | None:
@@ -231,12 +242,12 @@ class Pairs:
     def read(self, key: Key, variation: int | None) -> Pair | None:
         """One pair; None if there is no value. SampleError: a file of it cannot be read."""
         path, other = self.here.path(self.held, key, variation), None
-        if path is None or not is_there(path):
+        if path is None or not _is_there(path):
             return None
         if self.there is not None and self.partner is not None:
             number = variation if len(self.partner.variations) > 1 else None
             other = self.there.path(self.partner, key, number)
-            other = other if other is not None and is_there(other) else None
+            other = other if _is_there(other) else None
         value, known = read_value(self.held, path)
         partner = None
         if other is not None and self.partner is not None:
@@ -260,7 +271,7 @@ class Pairs:
             return {}
         folder, held = self.captions
         path = folder.path(held, key, variation if len(held.variations) > 1 else None)
-        return {} if path is None or not is_there(path) else {CAPTION: read_caption(path)}
+        return {} if path is None or not _is_there(path) else {CAPTION: read_caption(path)}
 
 
 def list_pairs(
@@ -284,7 +295,8 @@ def list_pairs(
     for held in (one for one in here.held if _is_result(one)):
         partner = None if there is None else _partner_of(held, there)
         if partner is not None and len(partner.variations) > 1 and partner.variations != held.variations:
-            numbers = f"{len(held.variations)} variations in {root}, {len(partner.variations)} in {against}"
+            mine, theirs = len(held.variations), len(partner.variations)
+            numbers = f"{root} has {mine:,} for each sample, {against} has {theirs:,}"
             raise UsageError(f"{held.name}: {numbers}; those to compare with are as many, or one")
         found.append(Pairs(held, here, partner, there if partner else None, captions, world))
     return found
@@ -297,8 +309,10 @@ def open_folder(text: str, model: str | None = None, registry: Registry | None =
     """
     if is_remote(text) and not text.lower().endswith(CONTAINER_SUFFIXES):
         text = str(local_folder(text))
+    if not text:
+        raise UsageError("`against`: the name of a file or folder is empty")
     root = Path(text)
-    if any((root / file).is_file() for file in (RUN, SR_RUN)):
+    if any(os.path.lexists(root / file) for file in (RUN, SR_RUN)):
         runs = open_runs(root)
         return RunFolder(root, runs, tuple(_held_by(runs, model)))
     files = find_model(model or DEMO)
@@ -366,10 +380,17 @@ def _held_by(runs: Sequence[Run], model: str | None) -> Iterator[Held]:
 def _has_value(folder: Folder, held: Held, key: Key) -> bool:
     """Whether a sample has a value, which may be damaged; one that failed has none."""
     try:
-        paths = [folder.path(held, key, variation) for variation in held.variations]
+        return any(_is_there(folder.path(held, key, variation)) for variation in held.variations)
     except SampleError:
         return True
-    return any(path is not None and is_there(path) for path in paths)
+
+
+def _is_there(path: Path | None) -> bool:
+    """Whether there is a file. SampleError: its folder cannot be read."""
+    try:
+        return path is not None and is_there(path)
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _is_result(held: Held) -> bool:

@@ -116,7 +116,7 @@ def _digest_of(arrays: Sequence[NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype.str} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(array.tobytes())
     return found.hexdigest()
 
 

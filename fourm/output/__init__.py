@@ -12,7 +12,7 @@ PUBLIC = {
     "processes": """ANY_RUN CHECKSUMS FAILED FAILURES Failure LAUNCH Launch Listed MAX_LIST_BYTES
         OLDER_CHECKSUMS PROCESSES Process ProcessFile close_output is_closed list_data list_files
         list_processes noted_failures now read_checksums read_failures read_launch read_launches remove_empty
-        scan_checksums sha256_of_file write_failures""",
+        scan_checksums seal sha256_of_file write_failures""",
     "record": """BASE DONE EVAL EVAL_CSV EVAL_DRAWINGS EVAL_JSON FEATURES FRAMES NEXT PLOTS RESERVED_NAMES
         RUN RunRecord SAMPLES SR SR_RUN TOKENS""",
     "samples": """RecordedSample Run SampleWriter chain_names keys_of load_run open_runs read_samples_file

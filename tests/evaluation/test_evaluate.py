@@ -278,7 +278,8 @@ def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.Mo
         (["--measures", "psn"], "did you mean 'psnr'?"),
         (["--measures", ","], "names no measure"),
         (["--measures", "psnr"], "psnr compares two folders; --against DIR names the other"),
-        ([], "--against DIR names what to compare with"),
+        ([], "run: what is for it alone (inception_score, clip_score) is not here; --against DIR names"),
+        (["--against", ""], "--against: the name of a file or folder is empty"),
         (["--against", "nowhere"], "nowhere"),
         (["--against", "run", "--measures", "exact_match"], "exact_match is for text"),
     ],
@@ -297,6 +298,14 @@ def test_values_that_do_not_fit_together_are_named(run: Run, tmp_path: Path) -> 
     code, out, err = run("eval", root, "--against", tmp_path / "data", "--measures", "psnr")
     assert (code, out.split()[-2]) == (3, "1")
     assert f"{KEYS[1].text}: rgb: 6 x 4 pixels, but its partner has 8 x 8" in err
+
+
+@pytest.mark.parametrize("out", ["data/rgb", "run/rgb/00000"])
+def test_results_do_not_lie_among_values(run: Run, tmp_path: Path, out: str) -> None:
+    noisy(tmp_path / "run", tmp_path / "data", 3)
+    code, _, err = run("eval", "run", "--against", "data", "--measures", "psnr", "--out", out)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "which this command reads" in err
 
 
 def test_folders_without_a_name_in_common_are_refused(run: Run, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_variations_have_one_partner_or_one_each(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pair.other, found[0 if pair.key == KEYS[0].text else 3].value)
     for pair in pairs_of("rgb", several, others):
         np.testing.assert_array_equal(pair.other, pair.value)
-    with pytest.raises(UsageError, match=r"tok_rgb@64: 2 variations in .*, 3 in .*as many, or one"):
+    with pytest.raises(UsageError, match=r"tok_rgb@64: .* has 2 for each .* has 3; .*as many, or one"):
         list_pairs(run_folder(tmp_path / "2", 2, 2), str(several))
 
 
