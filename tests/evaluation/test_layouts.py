@@ -1,5 +1,6 @@
 """Samples have the same numbers in whatever layout their files are, here or in an object store."""
 
+import errno
 import io
 import tarfile
 from collections.abc import Iterator
@@ -148,3 +149,19 @@ def test_a_shard_that_is_cut_off_or_gone_is_named_and_left_out(tmp_path: Path, f
     found = fourm.evaluate(root, data, measures="psnr", out=tmp_path / "out")
     assert found is not None
     assert [(one.key, "has 0 bytes" in one.reason) for one in found.problems] == [("00000/*", True)]
+
+
+@pytest.mark.parametrize("form", ["files", "shards"])
+def test_files_that_may_not_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Format
+) -> None:
+    root, data = run_of(tmp_path / "run", form), dataset_of(tmp_path / "data", "folder")
+
+    def refuse(*_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("fourm.evaluation.pairs.is_there" if form == "files" else "os.access", refuse)
+    found = fourm.evaluate(root, data, measures="psnr", out=tmp_path / "out")
+    assert found is not None
+    assert not found.rows
+    assert "cannot be read (Permission denied)" in found.problems[0].reason
