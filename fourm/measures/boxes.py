@@ -91,7 +91,7 @@ def box_scores(found: Arrays, true: Arrays) -> dict[str, float]:
         "categories": [{"id": name} for name in np.unique(small[: len(true[0]), 1]).tolist()],
     }
     sides = list[COCO]()
-    with redirect_stdout(io.StringIO()):  # of its messages
+    with redirect_stdout(io.StringIO()):  # it prints what it does
         for numbers, corners in zip(np.split(small, [len(true[0])]), (true[1], found[1]), strict=True):
             sides.append(COCO())
             sides[-1].dataset = {**counted, "annotations": _annotations(numbers, corners)}

@@ -8,8 +8,9 @@ splits from the generator of the process; those of LPIPS and CLIP score load net
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ _RECENT = 64  # pictures whose features are kept: values and partners of the gro
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Floats = NDArray[np.float64]
 Extractor = Callable[[Sequence[Picture]], Floats]  # n pictures -> (n, D)
+_SHARED = WeakValueDictionary[tuple[Path, str], "InceptionOutputs"]()  # by file and device
 
 
 def lpips(settings: Settings) -> Measure:
@@ -84,7 +86,7 @@ def fid(settings: Settings) -> Measure:
 
     Of 2048 features of the last pooling layer of TensorFlow's Inception-v3, with pictures of 256 pixels.
     """
-    inception = _inception(_weights(settings), settings.device)
+    inception = shared_inception(_weights(settings), settings.device)
     return Frechet(lambda pictures: inception.of(pictures)[:, :FEATURES], FEATURES)
 
 
@@ -93,7 +95,7 @@ def inception_score(settings: Settings) -> Measure:
 
     The mean over 10 splits of the samples. Logits are those of TensorFlow's Inception-v3, of 256 pixels.
     """
-    inception = _inception(_weights(settings), settings.device)
+    inception = shared_inception(_weights(settings), settings.device)
     return ClassEntropy(lambda pictures: inception.of(pictures)[:, FEATURES:], CLASSES)
 
 
@@ -121,6 +123,15 @@ class InceptionOutputs:
             batch = torch.stack([*group, *[group[0]] * (size - len(group))])
             outputs = _run(lambda batch: torch.cat(self._network()(batch), 1), self._device, batch)
             yield from outputs[: len(group)]
+
+
+def shared_inception(path: Path, device: str) -> InceptionOutputs:
+    """The outputs of a file of weights, which measures share and which go with the last of them.
+
+    A later evaluation reads the file again: it may be another one.
+    """
+    made = _SHARED.get((path, device)) or InceptionOutputs(partial(load_inception, path, device), device)
+    return _SHARED.setdefault((path, device), made)
 
 
 class Frechet:
@@ -243,11 +254,6 @@ def _weights(settings: Settings) -> Path:
     if settings.weights is None:
         raise ValueError("a measure with a network needs the path of its weights")
     return weights_of(settings.weights)
-
-
-@lru_cache(maxsize=1)
-def _inception(path: Path, device: str) -> InceptionOutputs:
-    return InceptionOutputs(partial(load_inception, path, device), device)
 
 
 def _tensor(picture: Picture) -> Tensor:

@@ -118,17 +118,17 @@ class ExactSum:
             self.infinite += 1
 
     def state(self) -> Array:
-        """The counts and the sum, a fraction, as text; uint8."""
-        numbers = (self.finite, self.infinite, self.undefined, self._total)
+        """The counts and the sum, numerator and denominator, as text in uint8."""
+        numbers = (self.finite, self.infinite, self.undefined, *self._total.as_integer_ratio())
         return np.frombuffer(" ".join(map(str, numbers)).encode(), dtype=np.uint8)
 
     def merge(self, state: Array) -> None:
         """Add what another one has."""
-        finite, infinite, undefined, total = map(Fraction, state.tobytes().decode().split())
-        self.finite += int(finite)
-        self.infinite += int(infinite)
-        self.undefined += int(undefined)
-        self._total += total
+        finite, infinite, undefined, *ratio = map(int, state.tobytes().split())
+        self.finite += finite
+        self.infinite += infinite
+        self.undefined += undefined
+        self._total += Fraction(*ratio)
 
     def mean(self) -> float:
         """Of the finite numbers; infinity if there are only infinite ones, NaN if there is neither."""

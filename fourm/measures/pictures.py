@@ -54,9 +54,10 @@ def _similarity(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
     """SSIM of each window and channel of two pictures: (H, W, 3) in [0, 1] -> (H - 10, W - 10, 3)."""
     from scipy.ndimage import gaussian_filter
 
-    maps = np.stack([one, other, one * one, other * other, one * other])
-    maps = gaussian_filter(maps, SIGMA, axes=(1, 2), radius=_EDGE)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]
-    mean1, mean2, square1, square2, product = maps
+    def blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return gaussian_filter(x, SIGMA, axes=(0, 1), radius=_EDGE)[_EDGE:-_EDGE, _EDGE:-_EDGE]
+
+    mean1, mean2 = blur(one), blur(other)
     both, squares = mean1 * mean2, mean1 * mean1 + mean2 * mean2
-    likeness = (2 * both + _C1) * (2 * (product - both) + _C2)
-    return likeness / ((squares + _C1) * (square1 + square2 - squares + _C2))
+    likeness = (2 * both + _C1) * (2 * (blur(one * other) - both) + _C2)
+    return likeness / ((squares + _C1) * (blur(one * one + other * other) - squares + _C2))

@@ -1,7 +1,7 @@
 """Measures of captions: BLEU, ROUGE-L and CIDEr-D, each of one text against one other.
 
 All three compare the same words: lower-case runs of letters, digits and underscores, much as the tokenizer of
-COCO's evaluation leaves them, which also removes punctuation. Texts without words are equal to nothing.
+COCO's evaluation leaves them, which also removes punctuation. A text without words matches no text.
 """
 
 import math
@@ -158,9 +158,8 @@ def _cider_of(found: Grams, true: Grams, documents: Grams, log_total: float) -> 
     similarity = 0.0
     for one, other in zip(ours, theirs, strict=True):
         shared = [(weight, other[gram]) for gram, weight in one.items() if gram in other]
-        product = math.fsum(min(pair) * pair[1] for pair in shared)
-        length = _length(one.values()) * _length(other.values())
-        similarity += product / length if length else product
+        if length := _length(one.values()) * _length(other.values()):
+            similarity += math.fsum(min(pair) * pair[1] for pair in shared) / length
     return _SCALE * penalty * similarity / MAX_GRAM
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from fourm.errors import FourMError, SampleError
-from fourm.measures.learned import ClassEntropy, Frechet, InceptionOutputs, resized, split_of
+from fourm.measures.learned import (
+    ClassEntropy,
+    Frechet,
+    InceptionOutputs,
+    resized,
+    shared_inception,
+    split_of,
+)
 from fourm.measures.measure import Measure, Pair, Settings
 from fourm.measures.networks.clip import load_clip, prepare
 from fourm.measures.networks.inception import CLASSES, FEATURES, Inception
@@ -252,6 +260,17 @@ def test_a_network_is_loaded_by_the_first_pictures_only(name: str, tmp_path: Pat
     assert math.isnan(measure.result()[name].value)
     with pytest.raises(FourMError, match=r"nothing.safetensors"):
         measure.update([pair(1, 2)])
+
+
+def test_a_network_is_shared_and_goes_with_its_measures() -> None:
+    path = Path("changes.safetensors")
+    fid, score = (build(name, path) for name in ("fid", "inception_score"))
+    outputs = ref(shared_inception(path, "cpu"))
+    assert outputs() is shared_inception(path, "cpu")
+    del fid
+    assert outputs() is not None
+    del score
+    assert outputs() is None
 
 
 def test_on_a_gpu_numbers_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
