@@ -27,7 +27,7 @@ from fourm_cli.console import (
     quiet_library,
     size_text,
 )
-from fourm_cli.sharding import Sharded
+from fourm_cli.sharding import Sharded, count_variations
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
@@ -211,17 +211,11 @@ def _announce(requests: "Sequence[Request]", dataset: "Dataset", sharded: Sharde
     unit = "prompt" if dataset.input.kind == "texts" else "sample"
     what = sharded.describe(unit) if sharded else counted(len(dataset.samples), unit)
     if len(request.variations) > 1 or request.best is not None:
-        what += f", {_variations(request)} variation{'s'[: request.num_drawn > 1]} of each"
+        what += f", {count_variations(request)} variation{'s'[: request.num_drawn > 1]} of each"
     features = f"features of {', '.join(request.chain.conditions)}"
     stages = [(one.model.name, ", ".join(one.chain.targets) or features) for one in requests]
     then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
     return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
-
-
-def _variations(request: "Request") -> str:
-    """How many results each sample gets: `2`, or `the best 2 of 8`."""
-    count = f"{len(request.variations):,}"
-    return count if request.best is None else f"the best {count} of {request.best.of:,}"
 
 
 def resume_advice(request: "Request | TokenizeRequest") -> str:
@@ -266,7 +260,7 @@ def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: opt
             ("output folder", str(one.job.request.out)),
             ("model", f"{one.job.request.model.name} on {one.job.device}, {one.job.dtype}"),
             ("samples", f"{one.samples:,}"),
-            ("variations of each", _variations(one.job.request)),
+            ("variations of each", count_variations(one.job.request)),
             ("results to make", f"{one.to_make:,} ({one.complete:,} of {one.results:,} are complete)"),
             ("forward passes", f"{one.passes * one.to_make:,} ({one.passes:,} for each result)"),
             *([("steps of diffusion", f"{one.evaluations * one.to_make:,}")] if one.evaluations else []),

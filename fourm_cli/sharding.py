@@ -93,7 +93,15 @@ class Sharded:
         print_table(("what", "how much"), [
             ("output folder", out),
             ("samples", "not known" if self.shards.total is None else f"{self.shards.total:,}"),
-            ("variations of each", f"{batch.variations:,}"),
+            ("variations of each", count_variations(requests[0])),
             ("shards to make", f"{len(share.todo):,} ({len(share.shards) - len(share.todo):,} of "
                                f"{len(share.shards):,} are whole)"),
         ])  # fmt: skip
+
+
+def count_variations(request: "AnyRequest") -> str:
+    """How many results each sample gets: `2`, or `the best 2 of 8`."""
+    from fourm.inputs.request import Request
+
+    count, best = f"{len(request.variations):,}", request.best if isinstance(request, Request) else None
+    return count if best is None else f"the best {count} of {best.of:,}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ def test_a_dry_run_counts_all_variations_and_writes_those_that_are_kept(make: Ru
     assert best["passes"] == 6 * len(PROMPTS) * (plain["passes_per_result"] + 1)
     assert (best["results"], best["folders"]["scores"]["files"]) == (2 * len(PROMPTS), len(PROMPTS))
     assert best["folders"]["rgb"]["files"] == 2 * plain["folders"]["rgb"]["files"]
+    shards = make("--best", "2/6", "--by", "caption", "--dry-run", "--format", "shards", "--out", "out")[1]
+    assert re.search(r"variations of each +the best 2 of 6", shards)
 
 
 @pytest.mark.parametrize(
