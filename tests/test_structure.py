@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def room_of(module: str) -> str:
     return parts[0] if parts[0] != "fourm" else parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
 
 
+@cache
 def imported_names(path: Path) -> set[tuple[str, str]]:
     """(module, name) of all imports anywhere in a file; name is "" for `import module`. Type checks aside."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -3,8 +3,9 @@
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +52,32 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: seeded(name, tuple(one.shape)) for name, one in network.state_dict().items()}
 
 
-def write_weights(path: Path, network: nn.Module, more: Mapping[str, Tensor] | None = None) -> Path:
+def write_weights(path: Path, build: Callable[[], nn.Module], more: Mapping[str, Tensor]) -> Path:
     """A safetensors file with the tensors of a network, and with some that are not read."""
-    save_file({**tensors_of(network), **(more or {})}, path)
+    with torch.device("meta"):
+        network = build()
+    save_file({**tensors_of(network), **more}, path)
     return path
 
 
 def write_inception(folder: Path) -> Path:
     """The network of FID."""
     counter = {"Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(0)}
-    return write_weights(folder / "inception.safetensors", Inception(), counter)
+    return write_weights(folder / "inception.safetensors", Inception, counter)
 
 
 def write_lpips(folder: Path) -> Path:
     """The network of LPIPS, with a layer of AlexNet that it does not use."""
-    return write_weights(folder / "lpips.safetensors", LPIPS(), {"classifier.1.weight": torch.ones(2, 2)})
+    return write_weights(folder / "lpips.safetensors", LPIPS, {"classifier.1.weight": torch.ones(2, 2)})
 
 
 def write_clip(folder: Path) -> Path:
     """A small CLIP in a folder, with its tokenizer."""
     folder.mkdir(exist_ok=True)
     more = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
-    write_weights(folder / "model.safetensors", CLIP(SMALL_CLIP), {**more, "logit_scale": torch.tensor(4.6)})
+    write_weights(
+        folder / "model.safetensors", partial(CLIP, SMALL_CLIP), {**more, "logit_scale": torch.tensor(4.6)}
+    )
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [
         *letters,
