@@ -35,6 +35,7 @@ from fourm.output.members import ShardMembers
 from fourm.output.record import FEATURES, FRAMES, RUN, SR_RUN
 from fourm.output.record import TOKENS as TOKENIZING
 from fourm.output.samples import Run, open_runs
+from fourm.schedule.features import Features
 from fourm.sources.reading import read_samples
 from fourm.sources.source import Source, classify_source, folder_of_values
 
@@ -65,6 +66,11 @@ class Held:
     def variations(self) -> tuple[int | None, ...]:
         """Those of a run that makes several, unless all share this value; else (None,)."""
         return (None,) if self.run is None or self.place is None or self.place.shared else self.run.variations
+
+    @property
+    def features(self) -> Features | None:
+        """Those that `fourm embed` has made; None: another command made this."""
+        return None if self.run is None else self.run.record.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +304,8 @@ def list_pairs(
             mine, theirs = len(held.variations), len(partner.variations)
             numbers = f"{root} has {mine:,} for each sample, {against} has {theirs:,}"
             raise UsageError(f"{held.name}: {numbers}; those to compare with are as many, or one")
+        if partner is not None and (made := held.features) != partner.features:
+            raise UsageError(f"{held.name}: {root} has {made}, {against} has {partner.features}")
         found.append(Pairs(held, here, partner, there if partner else None, captions, world))
     return found
 

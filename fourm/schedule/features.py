@@ -20,6 +20,11 @@ class Features:
     pool: Pool = "mean"  # "mean": over the visible tokens, registers aside; "tokens": each of them
     layers: tuple[int, ...] = (LAST,)  # encoder blocks, from 0; LAST: the last one, after the encoder's norm
 
+    def __str__(self) -> str:
+        """`pool mean, layers 0,last`."""
+        layers = ",".join(LAST_NAME if number == LAST else str(number) for number in self.layers)
+        return f"pool {self.pool}, layers {layers}"
+
 
 def parse_features(pool: str, layers: object, model: ModelFiles) -> Features:
     """The features that are asked for. UsageError: there is no such pooling, or the model no such block.

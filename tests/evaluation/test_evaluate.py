@@ -79,6 +79,9 @@ def test_features_of_the_encoder_are_compared_layer_by_layer_and_token_by_token(
     assert [found.rows[key.text, None]["features/cosine"] for key in KEYS[:2]] == pytest.approx([0.75, 1])
     put(runs[1], ENCODED, KEYS[1], np.zeros((3, 3), np.float32))
     assert fourm.evaluate(str(runs[0]), str(runs[1])).problems[0].key == KEYS[1].text
+    write_record(runs[1], [ENCODED], features={"pool": "tokens", "layers": [0, -1]})
+    with pytest.raises(UsageError, match="other has pool tokens, layers 0,last"):
+        fourm.evaluate(str(runs[0]), str(runs[1]))
 
 
 def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
