@@ -458,18 +458,35 @@ def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, M
 def fitted(
     held: Held, value: Any, other: Any, known: Mask | None, crop: Crop | None
 ) -> tuple[Any, Mask | None]:
-    """A partner's map at the size of a square value: the recorded crop of it, or its centre; others stay."""
-    if held.sort not in _MAPS or value.shape[:2] == other.shape[:2] or value.shape[0] != value.shape[1]:
+    """A partner's map at the size of a square value: the recorded crop of it, or its centre; others stay.
+
+    Pixels beyond the picture, which a padded crop shows, are not known.
+    """
+    if held.sort not in _MAPS or value.shape[0] != value.shape[1]:
+        return other, known
+    if crop is None or crop.whole != other.shape[:2]:
+        crop = centre_crop(*other.shape[:2])
+    if crop.is_whole and value.shape[:2] == other.shape[:2]:
         return other, known
     from fourm.codecs.maps import FORMS, cut
 
     form, side = FORMS["tok_rgb" if held.row.codec == "rgb" else held.row.codec], value.shape[0]
-    if crop is None or crop.whole != other.shape[:2]:
-        crop = centre_crop(*other.shape[:2])
     assert form.resample is not None
+    if held.sort == "depth" and not (other < 0).any():  # 0 is no depth, and must not become a part of others
+        other = np.where(other == 0, np.float32(np.nan), other)
+    inside = _inside(crop, side)
     if known is not None:
-        known = cut(known.astype(np.uint8), crop, side) > 0
-    return cut(other, crop, side, form.resample, form.outside), known
+        inside &= cut(known.astype(np.uint8), crop, side) > 0
+    return cut(other, crop, side, form.resample, form.outside), None if inside.all() else inside
+
+
+def _inside(crop: Crop, side: int) -> Mask:
+    """(side, side): the pixels of a crop whose middle lies in the picture."""
+    middle = (np.arange(side) + 0.5) / side
+    down, across = crop.top + middle * crop.height, crop.left + middle * crop.width
+    across = across[::-1] if crop.mirrored else across
+    rows, columns = ((at >= 0) & (at < size) for at, size in zip((down, across), crop.whole, strict=True))
+    return rows[:, None] & columns
 
 
 def rows_of(model: str) -> Registry:

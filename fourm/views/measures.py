@@ -49,7 +49,12 @@ def draw_histograms(found: Evaluation, numbers: Sequence[Number]) -> Figure:
     charts = [*figure.subplots(lines, _COLUMNS, squeeze=False).flat]
     for axes, one in zip(charts, numbers, strict=False):
         values = [*_numbers_of(found, one).values()]
-        axes.hist(values, bins=min(_BINS, 2 * math.isqrt(len(values)) + 1), color="#4878a8")
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        largest = max(abs(low), abs(high))
+        if high - low <= 1e-9 * max(largest, 1e-3):  # too near to each other for bins
+            low, high = low - max(0.5, 0.1 * largest), high + max(0.5, 0.1 * largest)
+        bins = min(_BINS, 2 * math.isqrt(len(values)) + 1)
+        axes.hist(values, bins=bins, range=(low, high), color="#4878a8")
         if math.isfinite(one.value):
             axes.axvline(one.value, color="#a83232", linewidth=1)
         axes.set_title(f"{one.modality}: {one.name}", fontsize=10, parse_math=False)

@@ -28,7 +28,7 @@ from fourm.inputs.world import World
 from fourm.measures.measure import ExactSum
 from fourm.output.samples import load_run
 from fourm.results.job import ENCODED
-from fourm.views.measures import worst_samples
+from fourm.views.measures import draw_histograms, worst_samples
 from tests.folders import RGB, noise, put, write_record
 from tests.measured import KEYS, dataset, run_folder
 from tests.measures.seeded import write_lpips
@@ -371,6 +371,15 @@ def test_plots_show_histograms_and_the_worst(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert {path.name for path in (root / "eval").iterdir()} == {"histograms.png", "worst-rgb-psnr.png"}
     assert "worst-rgb-psnr.png" in err
+
+
+def test_numbers_that_hardly_differ_are_drawn(tmp_path: Path) -> None:
+    found = measure_folder(
+        Asked(noisy(tmp_path / "run", tmp_path / "data"), str(tmp_path / "data"), ("psnr",))
+    )
+    assert found is not None
+    rows = {sample: {"rgb/psnr": 1 - at * 2.0**-53} for at, sample in enumerate(found.rows)}
+    draw_histograms(replace(found, rows=rows), found.numbers[:1])
 
 
 def test_the_worst_comes_first(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from PIL.Image import Resampling
 
 from fourm.codecs.files import format_frame
 from fourm.codecs.maps import cut
-from fourm.data.layout import Crop, Frame, Key, centre_crop
+from fourm.data.layout import Crop, Frame, Key, centre_crop, pad_crop
 from fourm.data.shards import FORMATS, Format
 from fourm.errors import UsageError
-from fourm.evaluation.pairs import Pairs, list_pairs
+from fourm.evaluation.pairs import Held, Pairs, fitted, list_pairs
 from fourm.inputs.world import World
+from fourm.modalities.registry import RELEASED
 from tests.folders import RGB, noise, put
 from tests.measured import KEYS, dataset, run_folder
 from tests.sharded_folder import IDS, make_folder
@@ -75,10 +76,11 @@ def test_variations_have_one_partner_or_one_each(tmp_path: Path) -> None:
         list_pairs(run_folder(tmp_path / "2", 2, 2), str(several))
 
 
-def test_the_partner_of_a_square_is_cut_to_it(tmp_path: Path) -> None:
-    root, whole = run_folder(tmp_path / "run", 2), (16, 24)
+@pytest.mark.parametrize("whole", [(16, 24), (8, 8)])
+def test_the_partner_of_a_square_is_cut_to_it(tmp_path: Path, whole: tuple[int, int]) -> None:
+    root = run_folder(tmp_path / "run", 2)
     data = dataset(tmp_path / "data", 2, shape=(*whole, 3))
-    crop = Crop(whole, 4, 2, 12, 12)
+    crop = Crop(whole, 2, 1, 6, 6)
     frame = root / "frame" / f"{KEYS[0].path}.json"
     frame.parent.mkdir(parents=True)
     frame.write_text(format_frame(Frame(crop)))
@@ -87,6 +89,27 @@ def test_the_partner_of_a_square_is_cut_to_it(tmp_path: Path) -> None:
     ):
         expected = cut(noise(10 * at, *whole, 3), seen, 8, Resampling.BICUBIC)
         np.testing.assert_array_equal(one.other, expected)
+
+
+def test_pixels_beyond_the_picture_are_not_known() -> None:
+    held, value, other = (
+        Held("rgb", RELEASED.rows["rgb@224"], "picture"),
+        noise(0, 8, 8, 3),
+        noise(1, 16, 24, 3),
+    )
+    _, known = fitted(held, value, other, None, pad_crop(16, 24))
+    assert known is not None
+    np.testing.assert_array_equal(known, np.isin(np.arange(8), range(1, 7))[:, None].repeat(8, 1))
+    assert fitted(held, value, other, None, None)[1] is None
+
+
+def test_depth_that_is_not_known_does_not_become_a_part_of_other_pixels() -> None:
+    other = np.full((64, 96), 2, np.float32)
+    other[20:30, 40:50] = 0
+    held = Held("depth", RELEASED.rows["tok_depth@224"], "depth")
+    seen, _ = fitted(held, np.ones((32, 32), np.float32), other, None, None)
+    assert 0 < np.isnan(seen).sum() < 200
+    np.testing.assert_allclose(seen[~np.isnan(seen)], 2, rtol=1e-6)
 
 
 def test_transparent_pixels_are_not_known(tmp_path: Path) -> None:
