@@ -61,6 +61,8 @@ def read_features(path: Path) -> NDArray[Any]:
     if value.dtype.kind != "f" or value.ndim not in (2, 3) or not value.size:
         what = f"{value.dtype} of shape {value.shape} is not layers x width, or layers x tokens x width"
         raise SampleError(f"{path}: {what}")
+    if not np.isfinite(value).all():
+        raise SampleError(f"{path}: holds features that are no finite numbers")
     return value
 
 

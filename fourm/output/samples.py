@@ -148,13 +148,22 @@ class Run:
         return next((sample for sample in found if sample.key == key), None)
 
     def shard_of(self, key: Key) -> ShardMembers | None:
-        """The shard of a sharded run that has a sample, or in which it failed; None if none has."""
+        """The shard of a sharded run that has a sample, or in which it failed; None if none has.
+
+        UsageError: none has it among those that can be read, and another one is damaged.
+        """
+        problems = list[UsageError]()
         for path in self._markers_of(key):
             now = path.stat()
             status = now.st_size, now.st_mtime_ns, now.st_ino
             shard = _open_shard(self.root, self.file, path, self.variations, *status)
-            if self._own is not None and key in shard.keys(self._own):
-                return shard
+            try:
+                if self._own is not None and key in shard.keys(self._own):
+                    return shard
+            except UsageError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
         return None
 
     def path(self, place: Place, key: Key, variation: int | None) -> Path:

@@ -23,7 +23,7 @@ from fourm.inputs.request import Request
 from fourm.inputs.world import World
 from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
-from fourm.output.record import RUN, SR_RUN
+from fourm.output.record import RUN, SR_RUN, format_run
 from fourm.output.samples import Run, SampleWriter, load_run, open_runs, samples_for
 from fourm.results.events import Saved
 from fourm.runs.pipeline import run
@@ -312,3 +312,15 @@ def test_a_table_of_results_that_is_damaged_is_one_sentence(tmp_path: Path) -> N
         path.write_bytes(wrong)
         with pytest.raises(UsageError, match=r"00001\.parquet: cannot be read"):
             list(load_run(out).samples())
+
+
+def test_samples_of_other_shards_are_found_beside_a_damaged_one(tmp_path: Path) -> None:
+    record = replace(make_folder(tmp_path, PARQUET), shard_size=1000)  # so that 00000 is read first
+    (tmp_path / RUN).write_text(format_run(record, "0123abcd"))
+    keys = [one.key for one in load_run(tmp_path).samples()]
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    run = load_run(tmp_path)
+    assert (found := run.find(keys[-1])) is not None
+    assert found.key == keys[-1]
+    with pytest.raises(UsageError, match=r"00000\.parquet: cannot be read"):
+        run.find(keys[0])

@@ -189,9 +189,13 @@ def test_nearest_neighbours_are_those_of_the_features(embed: Run, run: Run, data
         vectors[row["query"]] = own
         assert row["neighbours"][0]["key"] == min(others, key=others.__getitem__)
     (data / "features/f").mkdir(parents=True)
-    np.save(data / "features/f/x.npy", np.zeros(3, dtype=np.float32))
-    code, _, err = run("retrieve", data, "--among", "library", "--by", "embed")
-    assert (code, "float32 of shape (3,) is not layers x width" in err) == (2, True), err
+    for wrong, why in (
+        (np.zeros(3, np.float32), "float32 of shape (3,) is not layers x width"),
+        (np.full((1, 3), np.nan, np.float32), "features that are no finite numbers"),
+    ):
+        np.save(data / "features/f/x.npy", wrong)
+        code, _, err = run("retrieve", data, "--among", "library", "--by", "embed")
+        assert (code, why in err) == (2, True), err
 
 
 def test_a_folder_of_features_is_not_drawn_repeated_or_read_as_conditions(
