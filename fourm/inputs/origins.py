@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fourm.data.containers import ending_of, is_there, read_member, split_path
 from fourm.data.dataset import Dataset, Input
-from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
+from fourm.data.layout import MAX_SAMPLES, Key, Place, Sample, parse_key
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.files.opening import read_bytes, real, strip_metadata
 from fourm.hub.catalogue import DEMO, DEMO_SR
@@ -153,6 +153,11 @@ class Replay:
         """The chain of the base, all its grids read as tokens, and the samples that are made again."""
         chain = replace(parse_chain(self.base.options, model), raw=frozenset())
         if self.run is not None:
+            if self.run.record.best is not None and any(map(_is_part_of_one, self.run.places)):
+                why = (
+                    "each variation kept another part of what was given, and only those of the best are there"
+                )
+                raise _refusal(self.source, why)
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
             samples = conditions_from(self.run, found, chain, model, chain.keeps)
             return chain, self._with_sr(samples) if self.sr_run is not None else samples
@@ -208,6 +213,11 @@ def read_replay(path: Path) -> Replay:
     if run.is_older:
         raise _refusal(path, "an older version of this program wrote it; its runs cannot be repeated")
     return Replay(path, run.record, sr_run, run)
+
+
+def _is_part_of_one(place: Place) -> bool:
+    """Whether a place holds what was kept of a target, and other variations kept other parts."""
+    return place.form in ("kept", "kept_ids", "mask") and not place.shared
 
 
 def _ending_of(path: Path) -> str:

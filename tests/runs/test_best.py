@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fourm
 from fourm.codecs.files import read_array
@@ -176,3 +177,15 @@ def test_what_cannot_be_scored_is_left_out_and_what_cannot_be_read_fails(
     assert (code, err.count("likelihood of its conditions is not a finite number")) == (3, 1), err
     assert sorted(path.name for path in Path("out/rgb").iterdir()) == ["a-v0.png"]
     assert run("verify", "out")[0] == 0
+
+
+def test_what_kept_other_parts_in_other_variations_is_not_repeated(run: Run) -> None:
+    Image.new("RGB", (64, 64), "red").save("a.png")
+    words = ("generate", "a red circle", "a.png", "--targets", "rgb", "--steps", 2,
+             "--best", "1/2", "--by", "caption")  # fmt: skip
+    for where, code, why in (("0.5", 2, "each variation kept another part"), ("box:0,0,0.5,1", 0, "")):
+        assert run(*words, "--keep", f"rgb:{where}", "--out", where)[0] == 0
+        for source in ("run.json", "rgb/a.png"):
+            found, _, err = run("generate", "--replay", f"{where}/{source}", "--out", "again", "--overwrite")
+            assert (found, why in err) == (code, True), err
+    assert Path("again/scores/a.json").read_text() == Path(where, "scores/a.json").read_text()
