@@ -22,7 +22,7 @@ SHOWN = 20  # problems that get a line of their own; all are in eval.json
 
 
 @with_options(
-    folder="Output folder of a run, or a dataset; also s3://BUCKET/PATH (with --out), or - to read its path.",
+    folder="Output folder of a run, or a dataset; with --out also tars, s3://BUCKET/PATH; - reads its path.",
     against=option("What to compare with: a folder, tars, Parquet; samples are matched by name.", "DIR"),
     measures=option("Which measures: psnr,fid,...; by default all that fit and whose networks are here.",
                     "NAME,...", autocompletion=list_of(*MEASURES)),
@@ -54,10 +54,11 @@ def evaluate(
         fourm eval out --against data --json | jq '.results[0].value'
         for i in 0 1 2; do fourm eval out --against data --shard $i/3 & done; wait
     """
+    from fourm.data.containers import is_container
     from fourm.evaluation.folder import Asked, measure_folder
     from fourm.inputs.world import other_launcher, parse_world
 
-    root = parse_folder(folder, sys.stdin.buffer)
+    root = Path(folder) if is_container(folder) else parse_folder(folder, sys.stdin.buffer)
     names = tuple((measures or "").replace(",", " ").split())
     if measures is not None and not names:
         raise UsageError("--measures: names no measure")

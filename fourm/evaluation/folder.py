@@ -16,7 +16,7 @@ from fourm import __version__
 from fourm.data.layout import parse_key
 from fourm.data.mirrors import local_folder
 from fourm.errors import MissingError, SampleError, UsageError, as_addresses, near_match
-from fourm.evaluation.pairs import CAPTION, Pairs, Problem, RunFolder, list_pairs
+from fourm.evaluation.pairs import CAPTION, Folder, Pairs, Problem, RunFolder, list_pairs
 from fourm.evaluation.results import LEVEL, RESAMPLES, SEED, Evaluation, Number, Rows, intervals
 from fourm.evaluation.shares import Share, path_of_share, read_share, recorded_measures, write_share
 from fourm.files.opening import output_path, path_text
@@ -129,7 +129,7 @@ def measure_folder(
     settings, sources = settings_of(asked, tasks), dict[str, object]()
     try:
         if not only_merge:
-            _check_place(folder, tasks)
+            _check_place(asked, tasks)
             path_of_share(folder, world).unlink(missing_ok=True)  # no other process merges an old one
             for task in tasks:
                 task.measure(rows, seen)
@@ -208,7 +208,7 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
         )
         one = f"{asked.root}: {none}; `against=DIR` names what to compare with"
         raise UsageError(one if asked.against is None else both)
-    return tasks, [*_notes(asked, alone, missing.values())]
+    return tasks, [*_notes(asked, tasks[0].pairs.here, alone, missing.values())]
 
 
 def settings_of(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
@@ -238,13 +238,14 @@ def _sources(asked: Asked, tasks: Sequence[Task]) -> dict[str, object]:
     return found
 
 
-def _check_place(folder: Path, tasks: Sequence[Task]) -> None:
+def _check_place(asked: Asked, tasks: Sequence[Task]) -> None:
     """Make the folder of the results; UsageError where they cannot be written, before hours are spent."""
+    folder = asked.folder
     check_root(folder, EVAL)
     for side in (side for task in tasks for side in (task.pairs.here, task.pairs.there) if side is not None):
         for held in side.held:
             refuse_inside(folder, side.root / held.name)
-    for file in (folder / EVAL_JSON, folder / EVAL_CSV):
+    for file in (folder / EVAL_JSON, folder / EVAL_CSV, path_of_share(folder, asked.world)):
         if file.is_dir():
             raise UsageError(f"{file}: is a folder, in the place of a result; move it away")
     try:
@@ -356,8 +357,13 @@ def _grouped(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield group
 
 
-def _notes(asked: Asked, alone: Sequence[str], missing: Iterable[MeasureRow]) -> Iterator[str]:
+def _notes(
+    asked: Asked, here: Folder, alone: Sequence[str], missing: Iterable[MeasureRow]
+) -> Iterator[str]:  # fmt: skip
     """What is not measured, and why. missing: measures whose package or network is not here."""
+    if unknown := here.unknown:
+        names = ", ".join(unknown)
+        yield f"not measured: {names}; no measure is for them, or `model=NAME` says what they are"
     if alone:
         yield f"{', '.join(alone)}: {asked.against} has nothing to compare with"
     packages = [row for row in missing if row.package and find_spec(row.package) is None]

@@ -11,66 +11,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fourm.codecs.files import read_array, read_caption, read_features, read_frame, read_picture
+from fourm.codecs.files import read_caption, read_frame
 from fourm.data.containers import CONTAINER_SUFFIXES, is_there
 from fourm.data.dataset import Listing, folders_in, list_folder
-from fourm.data.layout import Crop, Frame, Key, Place, centre_crop
+from fourm.data.layout import Frame, Key
 from fourm.data.mirrors import local_folder
 from fourm.data.storage import is_remote
 from fourm.errors import FourMError, SampleError, UsageError
+from fourm.evaluation.values import ENCODER, MAPS, Held, fitted, read_value
 from fourm.files.opening import no_folder
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.world import World
 from fourm.measures.measure import Pair
-from fourm.measures.tables import Sort, sort_of
-from fourm.modalities.registry import RELEASED, TOKENS, Kind, Modality, Registry
+from fourm.measures.tables import sort_of
+from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.output.markers import Marker, marker_files, read_marker
 from fourm.output.members import ShardMembers
 from fourm.output.record import FEATURES, FRAMES, RUN, SR_RUN
 from fourm.output.record import TOKENS as TOKENIZING
 from fourm.output.samples import Run, open_runs
-from fourm.schedule.features import Features
 from fourm.sources.reading import read_samples
 from fourm.sources.source import Source, classify_source, folder_of_values
 
 CAPTION = "caption"  # the name of values that other measures read beside theirs
-# Stands for what `fourm embed` writes, which is of no modality.
-ENCODER = Modality("encoder", Kind.EMBEDDING, 1, title="Features of the encoder")
-_MAPS = ("picture", "depth", "normal", "labels", "edges")  # sorts that are fitted to each other
-_LEVELS = np.iinfo(np.uint16).max  # of depth in 16 bits
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One kind of value in a folder."""
-
-    name: str  # its folder: "rgb", "tok_rgb@64"
-    row: Modality
-    sort: Sort
-    run: Run | None = None  # that wrote it
-    place: Place | None = None  # of the run
-
-    @property
-    def kind(self) -> str:
-        """What partners have in common: the full name of tokens; of values, `rgb` of `tok_rgb@64`."""
-        return self.row.name if self.sort == "tokens" else self.row.key.removeprefix(TOKENS)
-
-    @property
-    def variations(self) -> tuple[int | None, ...]:
-        """Those of a run that makes several, unless all share this value; else (None,)."""
-        return (None,) if self.run is None or self.place is None or self.place.shared else self.run.variations
-
-    @property
-    def features(self) -> Features | None:
-        """Those that `fourm embed` has made; None: another command made this."""
-        return None if self.run is None else self.run.record.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +60,10 @@ class Folder(Protocol):
     def held(self) -> Sequence[Held]:
         """The kinds of values, in the order of results."""
 
+    @property
+    def unknown(self) -> Sequence[str]:
+        """Results that are of no modality that is known here."""
+
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         """The samples of a share that may have a value, in order."""
 
@@ -114,6 +84,12 @@ class RunFolder:
     root: Path
     runs: tuple[Run, ...]
     held: tuple[Held, ...]
+
+    @property
+    def unknown(self) -> Sequence[str]:
+        made = [place for run in self.runs for place in run.places if not place.is_condition]
+        known = {held.name for held in self.held}
+        return [one.folder for one in made if one.form in ("value", "ids") and one.folder not in known]
 
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         assert held.run is not None
@@ -147,13 +123,21 @@ class RunFolder:
         yield from map(read_marker, world.share([*marker_files(self.root, run.file)]))
 
     def _problem_of(self, held: Held, marker: Marker) -> str:
-        """What is wrong with the file of a shard that holds these values; "" if it is as it was written."""
+        """What is wrong with the files of a shard that hold these values; "" if nothing is.
+
+        They are the one with the values, and the one that says which samples there are.
+        """
         assert held.run is not None
         assert held.place is not None
-        name = ShardMembers(self.root, marker, held.run.variations, held.run.file).file_of(held.place)
-        if name not in marker.files:  # all its samples failed
-            return ""
-        path, size = self.root / name, marker.files[name][1]
+        shard = ShardMembers(self.root, marker, held.run.variations, held.run.file)
+        places = (held.place, held.run.own or held.place)
+        # Where a file was not written, all its samples failed.
+        names = [name for name in dict.fromkeys(map(shard.file_of, places)) if name in marker.files]
+        return next(filter(None, (self._problem_in(name, marker.files[name][1]) for name in names)), "")
+
+    def _problem_in(self, name: str, size: int) -> str:
+        """What is wrong with a file of `size` bytes."""
+        path = self.root / name
         try:
             there = path.stat().st_size if path.is_file() else 0
             if there and not os.access(path, os.R_OK):
@@ -174,6 +158,7 @@ class ListedFolder:
     root: Path
     listings: Mapping[str, Listing]  # by the names of what is held
     held: tuple[Held, ...]
+    unknown: tuple[str, ...] = ()
 
     def keys(self, held: Held, world: World) -> Iterator[Key]:
         listing = self.listings[held.name]
@@ -269,7 +254,7 @@ class Pairs:
     @property
     def _may_differ(self) -> bool:
         """Whether the values of this folder may be of a part of the picture of which their partners are."""
-        is_placed = self.held.sort in (*_MAPS, "boxes", "poses", "instances")
+        is_placed = self.held.sort in (*MAPS, "boxes", "poses", "instances")
         return is_placed and self.held.run is not None and self.partner is not None and not self.partner.run
 
     def _texts(self, key: Key, variation: int | None) -> Mapping[str, str]:
@@ -417,76 +402,6 @@ def _partner_of(held: Held, there: Folder) -> Held | None:
     """What a value is compared with: a result before a condition, and one of the same name before others."""
     alike = (one for one in there.held if one.kind == held.kind)
     return min(alike, key=lambda one: (not _is_result(one), one.name != held.name), default=None)
-
-
-def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, Mask | None]:
-    """A value as `measure` describes it, and which of its pixels are known; None: all of them.
-
-    crop: the square of the other folder's value; boxes and poses of a dataset are read in it.
-    """
-    if held.sort == "tokens":
-        ids = read_array(path)
-        if ids.dtype.kind not in "iu" or ids.size == 0:
-            raise SampleError(f"{path}: {ids.dtype} of shape {ids.shape} is not a row of token ids")
-        return ids.astype(np.int64).ravel(), None
-    if held.sort == "text":
-        return read_caption(path), None
-    if held.row is ENCODER:
-        return np.moveaxis(read_features(path), -1, 0), None
-    from fourm.codecs.maps import FORMS, pixels_of  # imports torch, which texts and tokens do not need
-    from fourm.codecs.texts import STRUCTURED, read_structured, read_whole
-
-    codec = held.row.codec
-    if codec in STRUCTURED:
-        grammar = STRUCTURED[codec].grammar
-        if held.run is not None and held.run.record.restore and grammar.cut is not None:
-            return read_whole(path, grammar), None
-        return read_structured(path, grammar, crop), None
-    if held.sort in ("picture", "normal"):
-        picture = read_picture(path)
-        pixels, known = pixels_of(picture, "RGB", str(path)), None
-        if picture.mode in ("LA", "RGBA"):
-            known = np.asarray(picture.getchannel("A")) > 0
-            pixels = np.where(known[..., None], pixels, np.uint8(0))
-        return pixels, None if known is None or known.all() else known
-    value = FORMS[codec].read(path)
-    if codec == "tok_distance":  # 2 d - 1, whose zero is no zero of distances
-        value = (value + 1) / 2
-    return (value / _LEVELS).astype(np.float32) if value.dtype == np.uint16 else value, None
-
-
-def fitted(
-    held: Held, value: Any, other: Any, known: Mask | None, crop: Crop | None
-) -> tuple[Any, Mask | None]:
-    """A partner's map at the size of a square value: the recorded crop of it, or its centre; others stay.
-
-    Pixels beyond the picture, which a padded crop shows, are not known.
-    """
-    if held.sort not in _MAPS or value.shape[0] != value.shape[1]:
-        return other, known
-    if crop is None or crop.whole != other.shape[:2]:
-        crop = centre_crop(*other.shape[:2])
-    if crop.is_whole and value.shape[:2] == other.shape[:2]:
-        return other, known
-    from fourm.codecs.maps import FORMS, cut
-
-    form, side = FORMS["tok_rgb" if held.row.codec == "rgb" else held.row.codec], value.shape[0]
-    assert form.resample is not None
-    if held.sort == "depth" and not (other < 0).any():  # 0 is no depth, and must not become a part of others
-        other = np.where(other == 0, np.float32(np.nan), other)
-    inside = _inside(crop, side)
-    if known is not None:
-        inside &= cut(known.astype(np.uint8), crop, side) > 0
-    return cut(other, crop, side, form.resample, form.outside), None if inside.all() else inside
-
-
-def _inside(crop: Crop, side: int) -> Mask:
-    """(side, side): the pixels of a crop whose middle lies in the picture."""
-    middle = (np.arange(side) + 0.5) / side
-    down, across = crop.top + middle * crop.height, crop.left + middle * crop.width
-    across = across[::-1] if crop.mirrored else across
-    rows, columns = ((at >= 0) & (at < size) for at, size in zip((down, across), crop.whole, strict=True))
-    return rows[:, None] & columns
 
 
 def rows_of(model: str) -> Registry:

@@ -158,7 +158,7 @@ class Run:
             status = now.st_size, now.st_mtime_ns, now.st_ino
             shard = _open_shard(self.root, self.file, path, self.variations, *status)
             try:
-                if self._own is not None and key in shard.keys(self._own):
+                if self.own is not None and key in shard.keys(self.own):
                     return shard
             except UsageError as error:
                 problems.append(error)
@@ -203,7 +203,7 @@ class Run:
     def samples_of(self, marker: Marker) -> Iterator[RecordedSample]:
         """The samples of one shard, in order."""
         shard = ShardMembers(self.root, marker, self.variations, self.file)
-        for key in shard.keys(self._own) if self._own is not None else ():
+        for key in shard.keys(self.own) if self.own is not None else ():
             yield self._sample_in(shard, key)
 
     def keys(self) -> Iterator[Key]:
@@ -212,12 +212,12 @@ class Run:
             for sample in self.samples():
                 if any(os.path.lexists(self.root / name) for name in chain(*sample.files.values())):
                     yield sample.key
-        elif self._own is not None:
+        elif self.own is not None:
             for marker in read_markers(self.root, self.file):
-                yield from ShardMembers(self.root, marker, self.variations, self.file).made(self._own)
+                yield from ShardMembers(self.root, marker, self.variations, self.file).made(self.own)
 
     @property
-    def _own(self) -> Place | None:
+    def own(self) -> Place | None:
         """A place in which each result of a shard has a file, if it was made."""
         return next((place for place in self.places if not place.shared), None)
 

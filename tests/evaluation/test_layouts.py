@@ -4,6 +4,7 @@ import errno
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import fourm
 from fourm.data.layout import Key, number_keys
 from fourm.data.shards import FILES, FORMATS, Format
 from fourm.evaluation.folder import Asked, measure_folder
+from fourm.evaluation.pairs import list_pairs
 from fourm.inputs.world import World
 from tests.folders import RGB, noise, put, write_record
-from tests.sharded_folder import make_folder
+from tests.sharded_folder import IDS, make_folder
 
 KEYS = [key for number, key in enumerate(number_keys(9)) if number != 5]  # 5 failed in runs in shards
 
@@ -149,6 +151,20 @@ def test_a_shard_that_is_cut_off_or_gone_is_named_and_left_out(tmp_path: Path, f
     found = fourm.evaluate(root, data, measures="psnr", out=tmp_path / "out")
     assert found is not None
     assert [(one.key, "has 0 bytes" in one.reason) for one in found.problems] == [("00000/*", True)]
+
+
+def test_results_of_an_unknown_modality_are_named(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", [RGB, replace(RGB, modality="tok_new@64", folder="new")])
+    assert list_pairs(tmp_path / "run", None)[0].here.unknown == ["new"]
+
+
+def test_a_shard_whose_names_of_samples_are_gone_is_left_out(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run", "shards")
+    (root / IDS.folder / "00000.tar").unlink()
+    found = fourm.evaluate(root, root, measures="psnr", out=tmp_path / "out")
+    assert found is not None
+    assert {(one.key, one.modality) for one in found.problems} == {("00000/*", "rgb")}
+    assert found.rows
 
 
 @pytest.mark.parametrize("form", ["files", "shards"])

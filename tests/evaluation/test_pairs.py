@@ -17,7 +17,8 @@ from fourm.codecs.maps import cut
 from fourm.data.layout import Crop, Frame, Key, centre_crop, pad_crop
 from fourm.data.shards import FORMATS, Format
 from fourm.errors import UsageError
-from fourm.evaluation.pairs import Held, Pairs, fitted, list_pairs
+from fourm.evaluation.pairs import Pairs, list_pairs
+from fourm.evaluation.values import Held, fitted
 from fourm.inputs.world import World
 from fourm.modalities.registry import RELEASED
 from tests.folders import RGB, noise, put
