@@ -57,7 +57,7 @@ def feature_row(registry: Registry, name: str) -> Modality | None:
         return None
     forms = ((row, FORMS.get(row.codec)) for row in registry.rows.values() if row.kind is Kind.GRID)
     rows = [row for row, form in forms if form is not None and form.resample is None]
-    return _named_row("by", name, rows, "are no features")
+    return _named_row("by", name, rows, "are no features", EMBED)
 
 
 def load_features(root: Path, row: Modality | None) -> Features:
@@ -168,11 +168,12 @@ def _read_encoded(path: Path) -> NDArray[np.float32]:
     return means.astype(np.float32).reshape(-1)
 
 
-def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:
+def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str, *more: str) -> Modality:
+    """The row of a name; UsageError names those that there are, `more` too, or a near one."""
     named = {one: row for row in reversed(rows) for one in (row.name, row.key, row.folder, *row.value_names)}
     if name not in named:
         known = dict.fromkeys((row.folder, *row.value_names)[-1] for row in rows)
-        close = near_match(name, named) or f"; there are {', '.join(known)}"
+        close = near_match(name, [*named, *more]) or f"; there are {', '.join([*known, *more])}"
         raise UsageError(f"`{setting}`: '{name}' {problem}{close}")
     return named[name]
 

@@ -91,8 +91,10 @@ def test_features_are_found_by_modality_tokens_and_values() -> None:
     with pytest.raises(UsageError, match="did you mean 'dinov2'"):
         feature_row(RELEASED, "dinov")
     for name in ("rgb", "depth"):
-        with pytest.raises(UsageError, match=f"'{name}' are no features"):
+        with pytest.raises(UsageError, match=f"'{name}' are no features; there are clip, .*, embed"):
             feature_row(RELEASED, name)
+    with pytest.raises(UsageError, match="did you mean 'embed'"):
+        feature_row(RELEASED, "embd")
 
 
 def test_retrieve_prints_neighbours_and_draws_them(run: Run, tiny: Path, tmp_path: Path) -> None:
