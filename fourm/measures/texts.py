@@ -126,7 +126,7 @@ def _bleu_of(counts: Counts) -> Row:
     score = _bleu_metric().compute_bleu(
         matches, totals, found, true, smooth_method="exp", effective_order=True
     )
-    return {"bleu_4": score.score / 100}
+    return {"bleu_4": min(score.score / 100, 1.0)}  # equal texts may have 1 + 4e-16
 
 
 def _rouge_scorer() -> "RougeScorer":
