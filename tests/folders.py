@@ -18,6 +18,7 @@ from fourm.output.samples import open_runs
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")
+DEPTH = Place("depth", ".npy", modality="tok_depth@64")
 CLIP = Place("clip", ".npy", modality="tok_clip@64")
 CAPTION = Place("caption", ".txt", shared=True, modality="caption", is_condition=True)
 FINE = Place("rgb@128", ".png", modality="tok_rgb@128")

@@ -145,7 +145,7 @@ def depth_errors(found: Floats, true: Floats, is_metric: bool = False) -> Row:
     errors = dict.fromkeys(DEPTH_ERRORS, math.nan)
     if not len(true):
         return errors
-    fitted = found if is_metric else _fitted(found, true)
+    fitted = found if is_metric else _fitted(found, true, found)
     errors["rmse"] = float(np.sqrt(np.square(fitted - true).mean()))
     if true.min() > 0:
         errors["abs_rel"] = float((np.abs(fitted - true) / true).mean())
@@ -261,20 +261,32 @@ def count_nearer(ids: Ids, found: Array, true: Array) -> Ids:
     return nearer
 
 
+def fitted_depth(pair: Pair) -> Floats:
+    """The measured map (H, W) with the scale and shift that fit its known pixels to the true map."""
+    found, true, known = _depths(pair)
+    return _fitted(found[known], true[known], found) if known.any() else found
+
+
 def _depth_of(pair: Pair, is_metric: bool) -> Row:
+    found, true, known = _depths(pair)
+    return depth_errors(found[known], true[known], is_metric)
+
+
+def _depths(pair: Pair) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """The measured and the true map (H, W), and where both are known."""
     check_sizes(pair)
     found, true = (value.astype(np.float64) for value in (pair.value, pair.other))
     known = _known(pair) & np.isfinite(found) & np.isfinite(true)
     if not (true[known] < 0).any():
         known &= true != 0  # the level of pixels whose depth is not known
-    return depth_errors(found[known], true[known], is_metric)
+    return found, true, known
 
 
-def _fitted(found: Floats, true: Floats) -> Floats:
-    """found * scale + shift, nearest to the true numbers by the sum of squares."""
+def _fitted(found: Floats, true: Floats, values: Floats) -> Floats:
+    """values * scale + shift, which bring `found` nearest to the true numbers by the sum of squares."""
     centred = found - found.mean()
     scale = centred @ (true - true.mean()) / (centred @ centred) if np.ptp(found) > 0 else 0.0
-    return centred * scale + true.mean()
+    return (values - found.mean()) * scale + true.mean()
 
 
 def _normals_of(pair: Pair) -> Row:

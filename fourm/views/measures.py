@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fourm.data.layout import parse_key
 from fourm.errors import SampleError
 from fourm.evaluation.pairs import Pairs
 from fourm.evaluation.results import Evaluation, Number, Sample
+from fourm.measures.maps import fitted_depth
 from fourm.measures.measure import Pair
 from fourm.output.record import EVAL
 from fourm.views.layout import beside
@@ -79,7 +81,8 @@ def draw_worst(found: Evaluation, one: Number) -> Image.Image | None:
             continue
         if pair is not None:
             which = key if variation is None else f"{key}-v{variation}"
-            cells.append(_cells(pairs, pair, f"{which}\n{one.name}: {number:.4g}"))
+            drawn = draw_pair(pairs, pair, metric_depth=bool(found.settings["metric_depth"]))
+            cells.append([*zip(drawn, (f"{which}\n{one.name}: {number:.4g}", ""), strict=False)])
     heads = ["measured", "compared with"] if pairs.partner else ["measured"]
     sheets = [draw_sheet(cells[at : at + LINES], heads) for at in range(0, len(cells), LINES)]
     return beside(sheets) if sheets else None
@@ -91,11 +94,18 @@ def worst_samples(found: Evaluation, one: Number) -> list[tuple[Sample, float]]:
     return sorted(numbers, key=lambda item: item[1], reverse=one.better == "lower")[:WORST]
 
 
-def _cells(pairs: Pairs, pair: Pair, text: str) -> list[Cell]:
+def draw_pair(pairs: Pairs, pair: Pair, metric_depth: bool = False) -> list[Image.Image]:
+    """A value and its partner, if it has one; maps in the colours of the partner, depth as it is compared."""
+    sort = pairs.held.sort
+    if sort == "depth" and pair.other is not None and not metric_depth:
+        pair = replace(pair, value=fitted_depth(pair))
     values, start = [pair.value] if pair.other is None else [pair.value, pair.other], 0
-    if pairs.held.sort == "tokens" and len(values) > 1:  # what is seen begins with what differs
+    if sort == "tokens" and len(values) > 1:  # what is seen begins with what differs
         start = next((at for at, ids in enumerate(zip(*values, strict=False)) if ids[0] != ids[1]), 0)
-    return [(_picture(pairs, one, start), said) for one, said in zip(values, (text, ""), strict=False)]
+    is_map = sort not in ("tokens", "text") and pairs.held.row.codec
+    if is_map and (grid := reader_for(pairs.held.row).grid) is not None:
+        return grid.pictures(values, like=values[-1])
+    return [_picture(pairs, value, start) for value in values]
 
 
 def _picture(pairs: Pairs, value: Any, start: int) -> Image.Image:

@@ -21,15 +21,15 @@ from fourm.checks.verify import verify_folder
 from fourm.data.layout import Sample, number_keys
 from fourm.errors import UsageError
 from fourm.evaluation.folder import Asked, Task, measure_folder, plan, settings_of
-from fourm.evaluation.pairs import Counts
+from fourm.evaluation.pairs import Counts, list_pairs
 from fourm.evaluation.results import intervals
 from fourm.evaluation.shares import Share, write_share
 from fourm.inputs.world import World
 from fourm.measures.measure import ExactSum
 from fourm.output.samples import load_run
 from fourm.results.job import ENCODED
-from fourm.views.measures import draw_histograms, worst_samples
-from tests.folders import RGB, noise, put, write_record
+from fourm.views.measures import draw_histograms, draw_pair, worst_samples
+from tests.folders import DEPTH, RGB, noise, put, write_record
 from tests.measured import KEYS, dataset, run_folder
 from tests.measures.seeded import write_lpips
 from tests.sharded_folder import make_folder
@@ -388,6 +388,21 @@ def test_the_worst_comes_first(tmp_path: Path) -> None:
     assert found is not None
     worst = worst_samples(found, found.numbers[0])
     assert [key for (key, _), _ in worst] == [key.text for key in KEYS[:0:-1]]
+
+
+def test_depth_is_drawn_as_it_was_compared(tmp_path: Path) -> None:
+    root, data = tmp_path / "run", tmp_path / "data"
+    true = noise(0, 8, 8).astype(np.float32) + 1
+    true[0, 0] = np.nan
+    write_record(root, [DEPTH])
+    put(root, DEPTH, KEYS[0], np.nan_to_num(3 * true - 100))
+    put(data, DEPTH, KEYS[0], true)
+    [pairs] = list_pairs(root, str(data))
+    [pair] = pairs
+    one, other = (np.asarray(picture)[1:] for picture in draw_pair(pairs, pair))
+    np.testing.assert_array_equal(one, other)
+    one, other = (np.asarray(picture)[1:] for picture in draw_pair(pairs, pair, metric_depth=True))
+    assert (one != other).any()
 
 
 def test_memory_does_not_grow_with_pictures(tmp_path: Path) -> None:
