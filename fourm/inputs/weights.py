@@ -18,11 +18,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fourm.errors import CheckpointError, MissingError, UsageError, printable
+from fourm.errors import CheckpointError, MissingError, UsageError, VerificationError, printable
 from fourm.files.opening import open_file
 from fourm.files.writing import write_alone
 from fourm.hub.cache import converted_path, fetched_paths
 from fourm.hub.catalogue import find_entry
+from fourm.hub.digests import sha256_of
 from fourm.inputs.convert import Rules, simulate
 
 SUFFIX = ".safetensors"
@@ -113,7 +114,8 @@ def convert_weights(
     names: paths, or one name of weights of the catalogue, of which the fetched files are taken.
     out: by default where such weights are looked for, or beside the file. A file that is there stays and is a
     UsageError, unless `overwrite`. MissingError: a file does not exist; CheckpointError: it holds anything
-    but tensors, or two files hold tensors of the same name.
+    but tensors, or two files hold tensors of the same name; VerificationError: a file of the catalogue has
+    another checksum, as one that was copied here by hand may have.
     """
     entry = find_entry(names[0]) if len(names) == 1 and not os.path.exists(names[0]) else None
     if entry is not None and not entry.sources:
@@ -128,6 +130,10 @@ def convert_weights(
         if not os.path.isfile(path):
             advice = f"; `fourm download {names[0]}` fetches it" if entry else ""
             raise MissingError(f"{path}: no such file{advice}")
+    for path, source in zip(paths, entry.sources if entry is not None and is_known else (), strict=False):
+        if not sha256_of(path).startswith(source.sha256):
+            what = f"its sha256 does not begin with {source.sha256[:8]}, so it is damaged or another file"
+            raise VerificationError(f"{path}: {what}")
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"`out={target}`: is there already; `overwrite=True` replaces it")
     with ExitStack() as opened:
