@@ -48,7 +48,7 @@ def embed(
         fourm embed DATASET --cond rgb,caption --layers 0,5,last --out features
         fourm embed DATASET --cond tok_rgb,depth --pool tokens --format parquet --out features
         fourm embed prompts.txt --out words
-        fourm retrieve words --among features --by embed --metric cosine
+        fourm retrieve features --among features --by embed --metric cosine
     """
     from fourm.hub.files import find_model
     from fourm.output.record import FEATURES

@@ -64,10 +64,12 @@ def read_value(held: Held, path: Path, crop: Crop | None = None) -> tuple[Any, M
         return np.moveaxis(read_features(path), -1, 0), None
     from fourm.codecs.maps import FORMS, pixels_of  # imports torch, which texts and tokens do not need
     from fourm.codecs.texts import STRUCTURED, read_structured, read_whole
+    from fourm.modalities.facts import BoxRules, box_grammar
 
     codec = held.row.codec
     if codec in STRUCTURED:
-        grammar = STRUCTURED[codec].grammar
+        is_box = codec == "det"
+        grammar = box_grammar(BoxRules(order="written")) if is_box else STRUCTURED[codec].grammar
         if held.run is not None and held.run.record.restore and grammar.cut is not None:
             return read_whole(path, grammar), None
         return read_structured(path, grammar, crop), None

@@ -88,8 +88,9 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "maps:depth", "Eigen et al. 2014, arXiv:1406.2283; Ranftl et al. 2020, arXiv:1907.01341",
                    "scale and shift of each picture are fitted to the true map by least squares, unless "
                    "`metric_depth`; the deltas are shares within a ratio of 1.25, 1.25², "
-                   "1.25³; true pixels that are NaN or 0 are left out; a true map with numbers below 0, as "
-                   "after standardisation, has only an RMSE; means over pictures"),
+                   "1.25³ (papers on disparity fit that, not depth); true pixels that are NaN or 0 are left "
+                   "out; a true map with numbers below 0, as after standardisation, has only an RMSE; means "
+                   "over pictures"),
         MeasureRow("normals", ["normal"],
                    {"mean_angle": _LOWER, "median_angle": _LOWER, "within_11_25": _HIGHER,
                     "within_22_5": _HIGHER, "within_30": _HIGHER},
@@ -120,17 +121,21 @@ MEASURES: Mapping[str, MeasureRow] = {
                    package="sacrebleu"),
         MeasureRow("rouge", ["text"], {"rouge_l": _HIGHER}, "texts:rouge",
                    "Lin 2004, https://aclanthology.org/W04-1013",
-                   "the same words, not stemmed; 0 to 1, recall counts as much as precision (COCO weighs "
+                   "words as of bleu, not stemmed; 0 to 1, recall counts as much as precision (COCO weighs "
                    "it by 1.2); the mean over texts", package="rouge_score"),
         MeasureRow("cider", ["text"], {"cider_d": _HIGHER}, "texts:Cider",
                    "Vedantam et al. 2015, arXiv:1411.5726",
-                   "the same words, not stemmed; 0 to 10, documents are the partners of all texts, so that "
-                   "one text alone has 0"),
+                   "words as of bleu, not stemmed; 1- to 4-grams, sigma 6, 0 to 10; one partner each, where "
+                   "papers on COCO have five; documents are the partners of all texts, so that it depends "
+                   "on the set and one text alone has 0"),
         MeasureRow("boxes", ["boxes"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
                    "boxes:boxes", "Lin et al. 2014, arXiv:1405.0312",
-                   "all areas, at most 100 boxes of a name in a picture; names match without regard to "
-                   "case; models write no scores, so boxes rank in the order in which they were written, "
-                   "and pictures by a hash of their names", package="pycocotools"),
+                   "ap: the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and the names that true boxes "
+                   "have, ap50 and ap75 at one threshold, ar100: recall, over all; all areas, at most 100 "
+                   "boxes of a name in a picture; names match without regard to case; boxes of files with a "
+                   "score below 0.6 are left out, as where a model reads them; models write no scores, so "
+                   "boxes rank in the order in which they were written, and pictures by a hash of their "
+                   "names, where papers rank by confidence, which mostly gives a higher ap", package="pycocotools"),
         MeasureRow("instances", ["instances"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
                    "boxes:instances", "Lin et al. 2014, arXiv:1405.0312",
                    "as boxes, each instance once, all of one name; masks are not compared",

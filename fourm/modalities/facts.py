@@ -51,6 +51,7 @@ ORDERS: dict[str, Callable[[Box], float]] = {  # the number that boxes are sorte
     "nearest": lambda box: box.xmin**2 + box.ymin**2,  # to the picture's upper left corner
     "area": lambda box: -(box.xmax - box.xmin) * (box.ymax - box.ymin),
     "score": lambda box: -box.score,
+    "written": lambda box: 0.0,  # as in the file
 }
 
 

@@ -89,7 +89,7 @@ def read_pictures(
     for condition, path in source.files.items():
         _check_single(condition, path)
     if found is None:
-        select = partial(is_dataset, model=model)
+        select = partial(is_dataset, registry=model.registry)
         found = find_pictures(source.paths, select) if source.paths else Pictures((), (), ())
     if lacking := [keep for keep in keeps if keep.where == MASK and not keep.file]:
         advice = "name the file of a mask; only a dataset holds one for each sample"

@@ -360,7 +360,7 @@ def _picture_shards(asked: Asked, stdin: BinaryIO) -> Shards | None:
     is_folder = len(source.paths) == 1 and os.path.isdir(source.paths[0])
     if not is_folder or source.data is not None or len(source.prompts) > 1 or source.subset_seed is not None:
         return None
-    found = count_pictures(Path(source.paths[0]), partial(is_dataset, model=asked.model))
+    found = count_pictures(Path(source.paths[0]), partial(is_dataset, registry=asked.model.registry))
     first, shards = 0, list[Shard]()
     for number, ranges in enumerate(found.ranges(asked.size)):
         count = sum(end - begin for _, begin, end, _ in ranges)

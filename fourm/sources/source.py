@@ -23,7 +23,7 @@ from fourm.files.tars import SHARD_SUFFIX
 from fourm.hub.catalogue import PARTI
 from fourm.hub.datasets import find_hub_containers, is_hub_data
 from fourm.hub.files import ModelFiles
-from fourm.modalities.registry import TOKENS, Modality
+from fourm.modalities.registry import TOKENS, Modality, Registry
 from fourm.output.markers import marker_files
 from fourm.output.record import DONE, RUN, SR_RUN
 from fourm.output.samples import load_run
@@ -83,7 +83,7 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
         if paths:
             raise UsageError(f"pictures are given both as {paths[0]} and as `data={data}`; give them one way")
         return replace(source, data=None, paths=(data,))
-    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, names_in(path), model)]
+    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, names_in(path), model.registry)]
     if not sets:
         return source
     others = [*(path for path in paths if path != sets[0]), *([data] if data else [])]
@@ -114,9 +114,9 @@ def checked_source(source: Source, model: ModelFiles) -> Source:
     return source
 
 
-def is_dataset(path: str, names: Sequence[str], model: ModelFiles) -> bool:
+def is_dataset(path: str, names: Sequence[str], registry: Registry) -> bool:
     """True if a folder, with these names in it, has a folder named as a modality, or the record of a run."""
-    known = {name for row in model.registry.rows.values() for name in (row.key, *folders_of(row), row.name)}
+    known = {name for row in registry.rows.values() for name in (row.key, *folders_of(row), row.name)}
     has_folder = any(os.path.isdir(os.path.join(path, name)) for name in known.intersection(names))
     return has_folder or RUN in names or SR_RUN in names
 
@@ -141,7 +141,7 @@ def _find_dataset(data: str, model: ModelFiles) -> tuple[Container, ...] | None:
     local_name(data)
     if not os.path.isdir(data):
         return find_containers(data) if is_container(data) else None
-    if is_dataset(data, folders_in(Path(data)), model):
+    if is_dataset(data, folders_in(Path(data)), model.registry):
         return ()
     if os.path.isfile(os.path.join(data, RUN)):
         return _containers_of_run(Path(data))

@@ -18,11 +18,13 @@ from fourm.codecs.table import Codec, build_codec
 from fourm.data.containers import is_there
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Key, Sample
+from fourm.data.pictures import find_pictures, names_in
 from fourm.errors import SampleError, UsageError, check_choice, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.output.record import RUN
 from fourm.output.samples import open_runs
 from fourm.results.job import ENCODED
+from fourm.sources.source import is_dataset
 from fourm.views.panels import reader_for
 from fourm.views.plots import draw_sheet
 
@@ -130,7 +132,7 @@ def draw_neighbours(
     """
     seen = [row for row in registry.rows.values() if row.kind in (Kind.GRID, Kind.PIXELS)]
     row = _named_row("show", name or "rgb", seen, "is no folder of pictures or maps")
-    shown = _files(among, row.folder)
+    shown = _files(among, row.folder, registry)
     near_ones = dict.fromkeys(one.key for near in found.values() for one in near)
     if near_ones and not shown:
         advice = f"holds no {row.folder}; `pictures` names a folder that does"
@@ -142,7 +144,7 @@ def draw_neighbours(
     if values and isinstance(codec, GridCodec):
         made = codec.pictures(values)  # with the same colours for all
     drawn = dict(zip(keys, made, strict=True))
-    pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))
+    pictures, captions = (_files(queries, folder, registry) for folder in ("rgb", "caption"))
     rows = []
     for key, neighbours in found.items():
         if key in pictures:
@@ -178,11 +180,17 @@ def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str, 
     return named[name]
 
 
-def _files(root: Path, folder: str) -> dict[str, Path]:
-    """The files of a folder by the names of their samples; none where there is no such folder."""
+def _files(root: Path, folder: str, registry: Registry) -> dict[str, Path]:
+    """The files of a folder by the names of their samples; none where there is no such folder.
+
+    The pictures of a folder that is neither of a run nor a dataset are named as `fourm embed` names them.
+    """
     samples = _in_shards(root, folder, folder)
     if not samples and (root / folder).is_dir():
         samples = list_dataset(root, {folder: folder}).samples
+    elif not samples and folder == "rgb" and not is_dataset(str(root), names_in(root), registry):
+        found = find_pictures([str(root)], partial(is_dataset, registry=registry))
+        return {key.text: path for key, path in zip(found.keys, found.paths, strict=True)}
     return {sample.key.text: sample.files[folder] for sample in samples if not sample.problem}
 
 

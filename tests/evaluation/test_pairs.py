@@ -1,6 +1,7 @@
 """Two folders become pairs: by name, in any layout, in shares; what is damaged or alone is told."""
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -40,6 +41,17 @@ def test_a_run_is_paired_with_a_dataset_by_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.other, one.value)
         assert one.texts == {"caption": f"picture {at}"}
     assert asdict(pairs.counts) == {"pairs": 3, "without_partner": 0, "matched": 3, "others": 5}
+
+
+def test_boxes_are_compared_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    boxes = [([0.5, 0.5, 0.9, 0.9], 1.0), ([0.1, 0.1, 0.2, 0.2], 0.5), ([0.0, 0.0, 0.3, 0.3], 0.6)]
+    found = [{"boxes": corners, "class_name": "circle", "score": score} for corners, score in boxes]
+    for name in ("one", "two"):
+        (tmp_path / name / "det").mkdir(parents=True)
+        (tmp_path / name / "det" / "a.json").write_text(json.dumps({"instances": found}))
+    [pair] = pairs_of("det", tmp_path / "one", tmp_path / "two")
+    for side in (pair.value, pair.other):
+        assert [(box.xmin, box.score) for box in side] == [(0.5, 1.0), (0.0, 0.6)]
 
 
 def test_what_was_given_to_a_run_is_not_measured(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_retrieve_prints_neighbours_and_draws_them(run: Run, tiny: Path, tmp_pat
     (tmp_path / "lib" / "rgb").rename(tmp_path / "rgb")
     assert run(*words, "--sheet", "apart.png", "--pictures", ".")[0] == 0
     assert (tmp_path / "apart.png").read_bytes() == (tmp_path / "new" / "sheet.png").read_bytes()
+    (tmp_path / "rgb").rename(tmp_path / "photos")  # no dataset, but pictures as `fourm embed` reads them
+    assert run(*words, "--sheet", "plain.png", "--pictures", "photos")[0] == 0
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "new" / "sheet.png").read_bytes()
     code, out, _ = run(*words, "--json", "--metric", "cosine")
     (row,) = json.loads(out)
     assert (row["query"], row["neighbours"][0]["key"], len(row["neighbours"])) == ("a/7", "a/007", 3)
