@@ -24,7 +24,7 @@ SHOWN = 20  # problems that get a line of their own; all are in eval.json
 @with_options(
     folder="Output folder of a run, or a dataset; with --out also tars, s3://BUCKET/PATH; - reads its path.",
     against=option("What to compare with: a folder, tars, Parquet; samples are matched by name.", "DIR"),
-    measures=option("Which measures: psnr,fid,...; by default all that fit and whose networks are here.",
+    measures=option(f"Which of {', '.join(MEASURES)}; by default all that fit and whose networks are here.",
                     "NAME,...", autocompletion=list_of(*MEASURES)),
     metric_depth=option("Compare depth as it is; else scale and shift are fitted to each picture."),
     model="Whose modalities these are, where the model of the run is not here any more.",

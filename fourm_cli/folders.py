@@ -149,7 +149,8 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
     ),
     size=_SIZE,
     show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME", show_default="rgb"),
-    pictures=option("Run, dataset or folder of pictures that the sheet shows, where those of the features have none.", "DIR"),
+    pictures=option("Folder with the pictures of the sheet (of a run, a dataset, or pictures alone), where "
+                    "those of the features have none.", "DIR"),
 )  # fmt: skip
 def retrieve(
     *, queries: str, among: str, by: str | None = None, count: int = 5, metric: str = "euclidean",

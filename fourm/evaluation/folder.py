@@ -172,7 +172,9 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
     """
     for name in asked.measures:
         if name not in MEASURES:
-            near = near_match(name, MEASURES) or f"; there are {', '.join(MEASURES)}"
+            givers = [row.name for row in MEASURES.values() if name in row.results]
+            of = f"; {givers[0]} gives that number" if givers else ""
+            near = of or near_match(name, MEASURES) or f"; there are {', '.join(MEASURES)}"
             raise UsageError(f"`measures`: there is no measure '{name}'{near}")
     tasks, alone, missing = list[Task](), list[str](), dict[str, MeasureRow]()
     for pairs in list_pairs(asked.root, asked.against, asked.world, asked.model):
@@ -198,7 +200,9 @@ def plan(asked: Asked, recorded: Mapping[str, Sequence[str]] | None = None) -> t
         what = _why_unused(MEASURES[unused[0]], asked)
         raise UsageError(f"`measures`: {unused[0]} {what}")
     if not tasks:
+        here = ", ".join(alone) or "none"
         both = f"{asked.root} and {asked.against} have no values in common that a measure compares"
+        both += f" (the first has {here})"
         if asked.model is None:
             both += "; `model=NAME` says whose modalities these are"
         none = (

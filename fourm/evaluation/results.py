@@ -25,7 +25,12 @@ Rows = dict[Sample, dict[str, float]]  # numbers of each sample, by "MODALITY/NA
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One line of the table of results."""
+    """One line of the table of results.
+
+    `modality`, `measure` and `name` say what it is; `value`, and `low` and `high` of its interval (None:
+    there is none); `samples` that it is made of; `better`: "higher", "lower" or ""; `is_detail`: of one class
+    or field, and not in the table; `counts`: what was left out of it, by why.
+    """
 
     modality: str  # the folder of the values
     measure: str  # name in MEASURES
@@ -69,7 +74,8 @@ class Evaluation:
     """The results of a folder.
 
     `found.value("psnr")` is one number; `found.numbers` are all, with intervals and numbers of samples;
-    `found.rows["00000/000003", None]` are those of one sample and variation (None: the only one).
+    `found.rows["00000/000003", None]` are those of one sample and variation (None: the only one), as
+    `{"rgb/psnr": 31.2}`. `problems` and `notes` say what was left out, `settings` what numbers depend on.
     """
 
     numbers: tuple[Number, ...]
@@ -94,7 +100,8 @@ class Evaluation:
         if len(found) == 1:
             return found[0].value
         if not found:
-            near = near_match(name, {one.name for one in self.numbers})
+            known = dict.fromkeys(one.name for one in self.numbers if not one.is_detail)
+            near = near_match(name, {one.name for one in self.numbers}) or f"; there are {', '.join(known)}"
             raise UsageError(f"'{name}' was not measured{near}")
         names = ", ".join(f"'{one.modality}/{one.name}'" for one in found)
         raise UsageError(f"'{name}' was measured of several: {names}")

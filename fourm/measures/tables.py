@@ -135,7 +135,8 @@ MEASURES: Mapping[str, MeasureRow] = {
                    "boxes of a name in a picture; names match without regard to case; boxes of files with a "
                    "score below 0.6 are left out, as where a model reads them; models write no scores, so "
                    "boxes rank in the order in which they were written, and pictures by a hash of their "
-                   "names, where papers rank by confidence, which mostly gives a higher ap", package="pycocotools"),
+                   "names, where papers rank by confidence, which mostly gives a higher ap",
+                   package="pycocotools"),
         MeasureRow("instances", ["instances"], dict.fromkeys(("ap", "ap50", "ap75", "ar100"), _HIGHER),
                    "boxes:instances", "Lin et al. 2014, arXiv:1405.0312",
                    "as boxes, each instance once, all of one name; masks are not compared",

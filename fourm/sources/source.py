@@ -83,7 +83,9 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
         if paths:
             raise UsageError(f"pictures are given both as {paths[0]} and as `data={data}`; give them one way")
         return replace(source, data=None, paths=(data,))
-    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, names_in(path), model.registry)]
+    sets = [
+        path for path in paths if os.path.isdir(path) and is_dataset(path, names_in(path), model.registry)
+    ]
     if not sets:
         return source
     others = [*(path for path in paths if path != sets[0]), *([data] if data else [])]

@@ -68,6 +68,9 @@ def load_features(root: Path, row: Modality | None) -> Features:
     row: None for what `fourm embed` wrote: means over tokens, of several layers one after the other.
     """
     name, folder = (row.name, row.folder) if row is not None else (ENCODED.folder, ENCODED.folder)
+    if row is not None and not (root / folder).exists() and (root / ENCODED.folder).is_dir():
+        advice = f"`by={EMBED}` compares what `fourm embed` wrote there"
+        raise UsageError(f"{root}: no folder '{folder}'; {advice}")
     samples = _in_shards(root, name, folder) or list_dataset(root, {name: folder}).samples
     read = _read_encoded if row is None else partial(_read_map, build_codec(row))
     keys, vectors, problems = list[str](), list[NDArray[np.float32]](), list[str]()

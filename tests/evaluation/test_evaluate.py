@@ -279,6 +279,7 @@ def test_a_network_is_not_needed_to_merge(tmp_path: Path, monkeypatch: pytest.Mo
     ("words", "said"),
     [
         (["--measures", "psn"], "did you mean 'psnr'?"),
+        (["--measures", "delta_1"], "there is no measure 'delta_1'; depth gives that number"),
         (["--measures", ","], "names no measure"),
         (["--measures", "psnr"], "psnr compares two folders; --against DIR names the other"),
         ([], "run: what is for it alone (inception_score, clip_score) is not here; --against DIR names"),
