@@ -130,7 +130,7 @@ def convert_weights(
         if not os.path.isfile(path):
             advice = f"; `fourm download {names[0]}` fetches it" if entry else ""
             raise MissingError(f"{path}: no such file{advice}")
-    for path, source in zip(paths, entry.sources if entry is not None and is_known else (), strict=False):
+    for path, source in zip(paths, entry.sources if entry else (), strict=False):
         if not sha256_of(path).startswith(source.sha256):
             what = f"its sha256 does not begin with {source.sha256[:8]}, so it is damaged or another file"
             raise VerificationError(f"{path}: {what}")
