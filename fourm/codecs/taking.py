@@ -89,8 +89,6 @@ def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
             return value if crop is None or codec.form.resample is None else codec.cut(value, crop, where)
         case CaptionCodec() if isinstance(given, str):
             return codec.fitting(given)
-        case StructuredCodec() if isinstance(given, str) and given.lower().endswith((".json", ".json.gz")):
-            raise SampleError(f"{where}: text is read as such; give the file as a path: Path({given!r})")
         case StructuredCodec() if isinstance(given, str):
             return codec.typed(given)
         case StructuredCodec():

@@ -134,7 +134,9 @@ class StructuredCodec:
         except ValueError as error:
             raise SampleError(f"{self.row.name}: {error}") from error
         if value.problems:
-            raise SampleError(f"{self.row.name}: {value.problems[0]}")
+            is_path = text.lower().endswith((".json", ".json.gz"))
+            advice = f"; text is read as such, and a file where Path({text!r}) is given" if is_path else ""
+            raise SampleError(f"{self.row.name}: {value.problems[0]}{advice}")
         return value
 
     def marked(self, text: str) -> Structured[Any]:

@@ -30,7 +30,7 @@ WRONG = (
     ({"depth": np.zeros((8, 8), np.int32)}, r"depth: int32 of shape \(8, 8\)"),
     ({"semseg": np.full((8, 8), 300)}, "semseg: class 300 is outside"),
     ({"tok_depth": [1, 2, 3]}, "tok_depth: 3 tokens, where the modality has 64"),
-    ({"det": "boxes.json"}, r"det: text is read as such; give the file as a path: Path\('boxes.json'\)"),
+    ({"det": "boxes.json"}, r"det: 'boxes.json' .*a file where Path\('boxes.json'\) is given"),
     ({"det": [(1, 2)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
     ({"det": [(0.5, 0, 1.5, 1, "circle")]}, r"det: corners of boxes are .* 0 to 1, not \(0.5, 0, 1.5, 1\)"),
     ({"det": [(3, 4, 9, 8, "circle")]}, "det: corners of boxes are fractions of the picture"),
