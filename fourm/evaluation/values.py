@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.codecs.files import read_array, read_caption, read_features, read_picture
-from fourm.data.layout import Crop, Place, centre_crop
+from fourm.data.layout import Crop, Place, fit_crop
 from fourm.errors import SampleError
 from fourm.measures.tables import Sort
 from fourm.modalities.registry import TOKENS, Kind, Modality
@@ -91,12 +91,13 @@ def fitted(
 ) -> tuple[Any, Mask | None]:
     """A partner's map at the size of a square value: the recorded crop of it, or its centre; others stay.
 
-    Pixels beyond the picture, which a padded crop shows, are not known.
+    A partner of another size than the picture gets a border where one was recorded. Pixels beyond the
+    picture, which a padded crop shows, are not known.
     """
     if held.sort not in MAPS or value.shape[0] != value.shape[1]:
         return other, known
     if crop is None or crop.whole != other.shape[:2]:
-        crop = centre_crop(*other.shape[:2])
+        crop = fit_crop("pad" if crop is not None and crop.is_padded else "crop", *other.shape[:2])
     if crop.is_whole and value.shape[:2] == other.shape[:2]:
         return other, known
     from fourm.codecs.maps import FORMS, cut

@@ -89,14 +89,16 @@ def test_variations_have_one_partner_or_one_each(tmp_path: Path) -> None:
         list_pairs(run_folder(tmp_path / "2", 2, 2), str(several))
 
 
-@pytest.mark.parametrize("whole", [(16, 24), (8, 8)])
-def test_the_partner_of_a_square_is_cut_to_it(tmp_path: Path, whole: tuple[int, int]) -> None:
-    root = run_folder(tmp_path / "run", 2)
+@pytest.mark.parametrize(
+    "recorded", [Crop((16, 24), 2, 1, 6, 6), Crop((8, 8), 2, 1, 6, 6), pad_crop(16, 24), pad_crop(32, 48)]
+)
+def test_the_partner_of_a_square_is_cut_to_it(tmp_path: Path, recorded: Crop) -> None:
+    root, whole = run_folder(tmp_path / "run", 2), (8, 8) if recorded.whole == (8, 8) else (16, 24)
     data = dataset(tmp_path / "data", 2, shape=(*whole, 3))
-    crop = Crop(whole, 2, 1, 6, 6)
+    crop = pad_crop(*whole) if recorded.is_padded else recorded
     frame = root / "frame" / f"{KEYS[0].path}.json"
     frame.parent.mkdir(parents=True)
-    frame.write_text(format_frame(Frame(crop)))
+    frame.write_text(format_frame(Frame(recorded)))
     for at, (one, seen) in enumerate(
         zip(pairs_of("rgb", root, data), (crop, centre_crop(*whole)), strict=True)
     ):
