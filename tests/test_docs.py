@@ -11,9 +11,10 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 import pytest
 from PIL import Image
@@ -120,7 +121,8 @@ def measures() -> str:
         ]
         told = ", ".join(filter(None, needs))
         lines.append(f"| `{row.name}` | {', '.join(row.sorts)} | {numbers} | {told} | {row.source} |")
-    return "\n".join([*lines, "", *(f"* `{row.name}`: {row.how}." for row in MEASURES.values())])
+    wrapped = partial(fill, width=200, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*lines, "", *(wrapped(f"* `{row.name}`: {row.how}.") for row in MEASURES.values())])
 
 
 def test_the_table_of_measures_is_current() -> None:

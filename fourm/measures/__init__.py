@@ -4,6 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "maps": "fitted_depth",
     "measure": "MeanOf Measure Pair Row Settings State Value",
     "tables": "MEASURES MeasureRow Sort build_measure measures_for sort_of source_of",
 }

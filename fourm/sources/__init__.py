@@ -10,7 +10,7 @@ PUBLIC = {
     "reading": "choose_keys implied_conditions read_samples",
     "results": "add_kept conditions_from forms_kept read_kept shards_of_run some_sample with_files",
     "shards": "Shards list_shards shards_of_samples",
-    "source": "EMPTY Source classify_source folder_of_values",
+    "source": "EMPTY Source classify_source folder_of_values is_dataset",
     "texts": "digest_of",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)
