@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,8 +88,9 @@ def read_pictures(
     for condition, path in source.files.items():
         _check_single(condition, path)
     if found is None:
-        select = partial(is_dataset, registry=model.registry)
-        found = find_pictures(source.paths, select) if source.paths else Pictures((), (), ())
+        found = Pictures((), (), ())
+        if source.paths:
+            found = find_pictures(source.paths, lambda path, names: is_dataset(path, names, model.registry))
     if lacking := [keep for keep in keeps if keep.where == MASK and not keep.file]:
         advice = "name the file of a mask; only a dataset holds one for each sample"
         raise UsageError(f"`keep={lacking[0].to_text()}`: {advice}")

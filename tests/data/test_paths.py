@@ -36,7 +36,28 @@ NO_PATHS = {
         "batch_size",
         "shard",
         "detokenizer_solver",
+        "best",
+        "by",
     ),
+    "embed": (
+        "cond",
+        "column",
+        "map",
+        "pool",
+        "layers",
+        "executor",
+        "workers",
+        "sbatch",
+        "format",
+        "fit",
+        "device",
+        "dtype",
+        "attention",
+        "weights",
+        "batch_size",
+        "shard",
+    ),
+    "eval": ("measures", "device", "shard"),
     "sr": (
         "executor",
         "workers",
@@ -70,16 +91,18 @@ NO_PATHS = {
     "schedule validate": ("dtype", "weights"),
 }
 NEEDED = {  # arguments without which a command does not look at its options
-    "generate": ("red",), "download": ("demo",), "retrieve": (".", "--among", "."), "sr": (".",),
-    "tokenize": (".",), "plot": (".",), "verify": (".",), "models show": ("demo",),
+    "generate": ("red",), "download": ("demo",), "sr": (".",), "tokenize": (".",), "embed": (".",),
+    "eval": (".",), "plot": (".",), "verify": (".",), "models show": ("demo",),
+    "retrieve": (".", "--among", ".", "--sheet", "found.png"),
     "convert sam-instances": (".", "--out", "made"),
 }  # fmt: skip
 
 
 READ_ELSEWHERE = {  # take s3:// as well
-    ("generate", "data"), ("tokenize", "data"), ("retrieve", "among"), ("retrieve", "queries"),
+    ("generate", "data"), ("tokenize", "data"), ("embed", "data"), ("retrieve", "among"),
+    ("retrieve", "queries"), ("retrieve", "pictures"), ("eval", "against"),
 }  # fmt: skip
-READ_ELSEWHERE |= {(command, "folder") for command in ("plot", "sr", "status", "verify")}
+READ_ELSEWHERE |= {(command, "folder") for command in ("eval", "plot", "sr", "status", "verify")}
 
 
 def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
