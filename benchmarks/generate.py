@@ -135,7 +135,8 @@ def measure(
     with operation_counter() as counter:
         steps = decode(subject, engine, batch, device)
     seconds = time_of(lambda: decode(subject, engine, batch, device))
-    return seconds, batch_size / seconds, steps / seconds, counter.get_total_flops() / seconds / peak
+    share = counter.get_total_flops() / seconds / peak
+    return seconds, batch_size / seconds, steps / seconds, share
 
 
 def time_of(work: Callable[[], object]) -> float:
@@ -235,8 +236,9 @@ def compare_dtypes(
             for _ in range(TURNS)
         ]
         best = {dtype: min(turn[dtype] for turn in turns) for dtype in dtypes}
-        for dtype, (seconds, *found) in best.items():
-            table.add(subjects[dtype].name, dtype, size, *found, best[dtypes[0]][0] / seconds)
+        for dtype, (seconds, *speeds, share) in best.items():
+            counted = None if dtype == INT8 else share  # torch does not count products of integers
+            table.add(subjects[dtype].name, dtype, size, *speeds, counted, best[dtypes[0]][0] / seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
