@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -68,6 +68,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import build_tiny
 
     return build_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """An object store in memory, empty again afterwards."""
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -9,14 +9,6 @@ import pytest
 
 
 @pytest.fixture
-def store() -> Iterator[Any]:
-    store = fsspec.filesystem("memory")
-    yield store
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A store with an empty bucket, `bucket`."""
     from moto.server import ThreadedMotoServer

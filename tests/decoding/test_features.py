@@ -10,15 +10,8 @@ from torch.nn import functional as F
 
 import fourm
 from fourm.decoding.features import encode_features
-from fourm.hub.files import find_model
-from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, full_grid, full_sequence, stack_batches
-
-
-@pytest.fixture(scope="module")
-def network(tiny: Path) -> FourM:
-    return load_model(find_model(tiny))
 
 
 @pytest.fixture(scope="module")

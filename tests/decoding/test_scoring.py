@@ -9,19 +9,12 @@ import torch
 from torch import Tensor
 
 from fourm.decoding.scoring import log_likelihood
-from fourm.hub.files import find_model
 from fourm.modalities.registry import Kind
-from fourm.networks.checkpoint import load_model
 from fourm.networks.model import Context, Embedded, FourM
 from fourm.networks.state import S1_ID, Batch, Slot, full_grid, full_sequence, stack_batches, typed_text
 from fourm.schedule.best import Scores
 from tests.decoding.test_engine import AUTOREGRESSIVE, load_fixture
 from tests.networks.test_model import cases, read_batch
-
-
-@pytest.fixture(scope="module")
-def network(tiny: Path) -> FourM:
-    return load_model(find_model(tiny))
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 import errno
 import io
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,14 +110,6 @@ def test_datasets_of_all_layouts_have_the_same_numbers(
     else:
         run_of(root, FILES)
     assert rows_of(root, data, tmp_path / "one") == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    store = fsspec.filesystem("memory")
-    yield store
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
 
 
 @pytest.mark.parametrize("form", [FILES, "shards"])
